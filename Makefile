@@ -1,0 +1,94 @@
+# Every command of the project; `make` lists them. All but help set up .venv first, once, and again when the lock changes.
+
+PY := .venv/bin/python
+export HOST_PATH := $(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.cache/dvc
+export ORT_DISABLE_TELEMETRY := 1
+export PRE_COMMIT_HOME := $(CURDIR)/.cache/pre-commit
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV # of other projects
+
+.PHONY: help repro test check ui schedule lock clean clone again
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+repro: .venv/.ready ## pull the data, run the whole pipeline, compare with what is recorded
+	@$(PY) -m flows.repro
+
+test: .venv/.ready ## run every test
+	@$(PY) -m pytest
+
+check: .venv/.ready ## format, lint, types, layers: what a pull request must pass
+	@$(PY) -m pre_commit run --all-files
+
+ui: .venv/.ready ## show MLflow's and Prefect's interfaces
+	@$(PY) -m flows.ui
+
+schedule: .venv/.ready ## deploy what prefect.yaml declares, and work it off
+	@$(PY) -m flows.pipeline
+
+lock: .venv/.ready ## renew requirements.lock from pyproject.toml
+	@$(PY) -m uv pip compile --quiet --upgrade --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate -o requirements.lock pyproject.toml
+
+clean: ## remove what the project made; data that only this folder holds stays
+	@if [ -x $(PY) ] && $(PY) -m dvc status --quiet --cloud --all-commits data.dvc 2>/dev/null; \
+	then rm -rf data .dvc/cache; \
+	else echo "data/ and .dvc/cache stay: no remote holds all of them, see \`dvc push\`"; fi
+	@rm -rf .venv .prefect .cache .tuning prepared tuning bundle reports mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
+	@find src flows tests -name __pycache__ -prune -exec rm -rf {} +
+
+clone:
+	@[ -e .git ] || { echo "make: expected a git clone, found a folder without .git, which DVC needs;" \
+		"use git clone rather than a downloaded archive" >&2; exit 1; }
+
+ifneq ($(shell $(PY) -c 'print(1)' 2>/dev/null),1)
+.venv/.ready: again
+endif
+.venv/.ready: requirements.lock | clone
+	@sh -euc "$$SETUP"
+
+define SETUP
+PATH=$$HOST_PATH
+fail() { echo "make: expected $$1" >&2; exit 1; }
+usable() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+
+if [ -e .venv/.unfinished ] || ! usable .venv/bin/python; then
+    if [ "$${PYTHON:-}" ]; then set -- "$$PYTHON"; else set -- python3.13 python3.12 python3.11 python3 python; fi
+    python= found=
+    for name; do
+        if usable "$$name"; then python=$$name; break; fi
+        if version=$$("$$name" --version 2>&1); then found="$$found $$name ($$version)"; fi
+    done
+    [ "$$python" ] || fail "Python 3.11 to 3.13 on the path, found$${found:- none}; install one, or name it: make PYTHON=/its/path"
+    rm -rf .venv
+    mkdir .venv
+    touch .venv/.unfinished
+    pip=
+    if command -v uv > /dev/null; then pip=--without-pip; fi
+    "$$python" -m venv $$pip .venv ||
+        fail "Python's venv module, $$python has none that works; on Debian or Ubuntu: apt install python3-venv"
+fi
+
+echo "installing the locked packages into .venv, once"
+uv=$$(command -v uv) || {
+    sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
+    if .venv/bin/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt; then uv=.venv/bin/uv; else uv=; fi
+}
+if [ ! "$$uv" ] || ! "$$uv" pip sync --quiet --require-hashes --compile-bytecode --python .venv/bin/python requirements.lock; then
+    echo "uv did not install them; trying pip"
+    .venv/bin/python -m ensurepip > .venv/ensurepip.log 2>&1 || true
+    .venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock ||
+        fail "a package index that answers and holds what requirements.lock names; see the lines above, then make again"
+fi
+# A bare `dvc` or `pytest` of this environment writes no cache and sends no reports outside either (see flows/__init__.py).
+packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cat > "$$packages/inside.pth" <<'END'
+import os, sys; os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.dirname(sys.prefix) + "/.cache/dvc"); os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+END
+rm -f .venv/.unfinished
+touch .venv/.ready
+endef
+export SETUP

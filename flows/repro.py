@@ -1,0 +1,149 @@
+"""The one command: the data pulled, every stage run, and whether the result is the recorded one. Change here to say
+more at its end."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from flows import server, tracking
+from flows.repository import leaves
+from flows.stage import child_environment, run, say
+from pipeline.errors import InputError
+
+LOCK = Path("dvc.lock")
+SAME_SCORE = 1e-6  # scores that differ by no more are equivalent: another processor rounds otherwise
+NEXT = """
+next: `make ui` shows the runs (MLflow, Prefect), `make test` proves the repository, and with your own src/problem/
+`.venv/bin/python -m dvc repro` runs what your change touches"""
+
+
+def repro() -> None:
+    """Run every stage, and compare its outputs with those that dvc.lock records."""
+    record = LOCK.read_text() if LOCK.is_file() else "{}"
+    dvc("repro", "--force")
+    _complete()
+    say("\n" + figures(json.loads(Path("reports/metrics.json").read_text())))
+    say("\n" + verdict(record))
+    say(NEXT)
+
+
+def dvc(*arguments: str) -> None:
+    """Run a DVC command, its output shown as it comes."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=child_environment(), check=False)  # noqa: S603
+    if done.returncode:
+        raise InputError(f"expected `dvc {' '.join(arguments)}` to succeed, it ended with {done.returncode}; see above")
+
+
+def verdict(record: str) -> str:
+    """How the outputs on disk compare with a recorded dvc.lock, which stays where only the platform differs.
+
+    InputError where the inputs are the same, and the outputs are not even equivalent.
+    """
+    before, after = (yaml.safe_load(text).get("stages", {}) for text in (record, LOCK.read_text()))
+    made, known = outputs(after), outputs(before)
+    if not known:
+        return f"recorded: {len(made)} outputs, in dvc.lock for the first time"
+    different = _changed(known, made)
+    if changed := _changed(inputs(before), inputs(after)):
+        return (
+            f"changed inputs: {', '.join(changed)}; dvc.lock now records the outputs that follow from them "
+            f"({len(different)} of {len(made)} are new)"
+        )
+    if not different:
+        return f"reproduced: {len(made)} of {len(made)} outputs have the hash that dvc.lock records"
+    LOCK.write_text(record)
+    count = f"{len(different)} of {len(made)} outputs ({', '.join(different)})"
+    gap = largest_gap(json.loads(Path("bundle/golden.json").read_text()), _recorded_golden(known["bundle"]))
+    if gap <= SAME_SCORE:
+        return f"equivalent: {count} differ in bytes, scores by {gap:.1g} at most: another platform; dvc.lock stays"
+    raise InputError(
+        f"expected the outputs that dvc.lock records, since no input changed, but {count} differ, scores by {gap:.1g}; "
+        "look for a stage that is not deterministic, or for packages that are not the locked ones (`make clean repro`)"
+    )
+
+
+def outputs(stages: Mapping[str, Any]) -> dict[str, str]:
+    """The recorded hash of every output."""
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def inputs(stages: Mapping[str, Any]) -> dict[str, object]:
+    """What came from outside: commands, parameters, and the dependencies that no stage makes."""
+    made = outputs(stages)
+    found: dict[str, object] = {}
+    for name, stage in stages.items():
+        found[f"{name}'s command"] = stage["cmd"]
+        for dep in stage.get("deps", []):
+            if not any(PurePath(dep["path"]).is_relative_to(path) for path in made):
+                found[dep["path"]] = dep["md5"]
+        for params in stage.get("params", {}).values():
+            found |= leaves(params)
+    return found
+
+
+def largest_gap(new: Mapping[str, Any], old: Mapping[str, Any]) -> float:
+    """The largest difference between the scores of the same golden rows; infinite if the rows are not the same."""
+    if new["rows"] != old["rows"] or [len(row) for row in new["scores"]] != [len(row) for row in old["scores"]]:
+        return float("inf")
+    pairs = zip(new["scores"], old["scores"], strict=True)
+    return max((abs(a - b) for left, right in pairs for a, b in zip(left, right, strict=True)), default=0.0)
+
+
+def figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table: a line per metric, a column for the model (with its interval) and each baseline."""
+    names = list(metrics)
+    lines = [f"{'':24}" + "".join(f"{name.replace('_', ' '):<28}" for name in names)]
+    for metric in metrics[names[0]]:
+        lines.append(f"{metric:24}" + "".join(f"{_figure(metrics[name].get(metric)):<28}" for name in names))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _figure(entry: Any) -> str:
+    if not isinstance(entry, Mapping) or entry.get("value") is None:
+        return "-"
+    interval = f" [{entry['low']:.4g}, {entry['high']:.4g}]" if entry.get("low") is not None else ""
+    return f"{entry['value']:.4g}{interval}"
+
+
+def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def _recorded_golden(digest: str) -> Any:
+    """The golden scores of the recorded bundle, from DVC's cache or the remote; dvc.lock is the recorded one by now."""
+    dvc("fetch", "--quiet", "bundle")
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    cache = Path(subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()) / "files/md5"  # noqa: S603
+    listing = json.loads((cache / digest[:2] / digest[2:]).read_text())
+    golden = next(file["md5"] for file in listing if file["relpath"] == "golden.json")
+    return json.loads((cache / golden[:2] / golden[2:]).read_text())
+
+
+def _complete() -> None:
+    try:
+        left = tracking.complete()
+    except Exception as error:  # what MLflow lacks can be logged later; what ran has run
+        say(f"MLflow did not take all of the run ({error}); the next `make repro` logs what is missing")
+    else:
+        if left:
+            say(f"not in MLflow, since their files are not the recorded ones: {', '.join(left)}")
+
+
+if __name__ == "__main__":
+    own = server.Tied(None) if os.environ.get("PREFECT_API_URL") else server.start()
+    try:
+        try:
+            dvc("pull", "data.dvc")  # while the server starts
+        except InputError as error:
+            sys.exit(f"repro: {error}")
+        if not os.environ.get("PREFECT_API_URL") and own.url() is None:
+            say("Prefect's server could not start (.prefect/server.log says why): going on without it")
+        run(repro, tracked=False)
+    finally:
+        own.stop()

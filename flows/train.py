@@ -1,0 +1,47 @@
+"""The train stage: `prepared/` and `tuning/` in, `bundle/` out. Change here to read or write other files."""
+
+import json
+from pathlib import Path
+
+from flows.files import write_whole
+from flows.stage import io, run, say
+from pipeline.canonical import file_hash
+from pipeline.lineage import lineage
+from pipeline.params import read_section
+from pipeline.prepared import read_prepared
+from pipeline.train import TrainParams
+from pipeline.train import train as fit
+from problem.features import features
+from problem.models import CANDIDATES
+from problem.schema import CONTRACT
+
+FILES = {
+    "train": Path("prepared/train.parquet"),
+    "validation": Path("prepared/validation.parquet"),
+    "tuning": Path("tuning/best.json"),
+    "lock": Path("requirements.lock"),
+}
+
+
+def train() -> None:
+    """Fit the chosen candidate, calibrate it, set its threshold, and export the bundle."""
+    params = read_section(Path("params.yaml"), "train", TrainParams)
+    splits = {name: io(read_prepared)(FILES[name]) for name in ("train", "validation")}
+    bundle = fit(
+        splits["train"],
+        splits["validation"],
+        contract=CONTRACT,
+        features=features,
+        candidates=CANDIDATES,
+        best=json.loads(FILES["tuning"].read_text()),
+        params=params,
+        features_hash=file_hash(Path("src/problem/features.py")),
+        lineage=lineage(splits, contract=CONTRACT, files=FILES, params=params.model_dump(), source=Path("src")),
+    )
+    io(write_whole)(Path("bundle"), bundle)
+    contract = json.loads(bundle["contract.json"])
+    say(f"runtime {contract['runtime']} ({contract['runtime_reason']}), {sum(map(len, bundle.values())) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(train)

@@ -1,0 +1,52 @@
+"""Features that know too much. Change here to look for leaks in other ways."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from pipeline.contract import Task
+from pipeline.errors import InputError
+
+_SAMPLE = 10_000
+
+
+def check_single_features(features: pd.DataFrame, target: pd.Series, task: Task, limit: float) -> None:
+    """Refuse a feature that alone scores above `limit`: on real problems, the target under another name.
+
+    The score is that of a small tree, fitted on every other row of a sample (as many of each class) and judged on the
+    rest: ROC AUC for a binary target, balanced accuracy for classes, R2 for a number.
+    """
+    outcome = target.to_numpy()
+    fit, judge = _sample(outcome, task)
+    for name, values in features.items():
+        codes = pd.factorize(values, sort=True)[0] if values.dtype == "str" else values.to_numpy()
+        column = np.asarray(codes, dtype="float64")[:, None]
+        score = _score(column[fit], outcome[fit], column[judge], outcome[judge], task)
+        if score > limit:
+            raise InputError(
+                f"feature '{name}' alone scores {score:.4f}, above preprocess.suspicious_score = {limit}: expected no "
+                "feature to give the target away; remove it from the features, or raise the limit if it is honest"
+            )
+
+
+def _sample(outcome: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to fit to, and those to judge by."""
+    groups = [np.arange(len(outcome))]
+    if task != "regression":
+        groups = [np.flatnonzero(outcome == name) for name in np.unique(outcome)]
+    size = _SAMPLE // len(groups) + 1
+    sampled = [rows[:: max(1, len(rows) // size)] for rows in groups]
+    return np.concatenate([rows[::2] for rows in sampled]), np.concatenate([rows[1::2] for rows in sampled])
+
+
+def _score(known: np.ndarray, outcome: np.ndarray, asked: np.ndarray, truth: np.ndarray, task: Task) -> float:
+    if task == "regression":
+        regressor = DecisionTreeRegressor(max_leaf_nodes=256, random_state=0).fit(known, outcome)
+        return float(r2_score(truth, regressor.predict(asked)))
+    tree = DecisionTreeClassifier(max_leaf_nodes=64, random_state=0).fit(known, outcome)
+    if len(np.unique(truth)) < 2:  # a class of one row
+        return 0.0
+    if task == "multiclass":
+        return float(np.mean([np.mean(tree.predict(asked[truth == name]) == name) for name in np.unique(truth)]))
+    return float(roc_auc_score(truth, tree.predict_proba(asked)[:, -1]))

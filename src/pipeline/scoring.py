@@ -1,0 +1,100 @@
+"""A bundle that scores: raw columns in, scores out, by numpy and onnxruntime. Change here to run another kind."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+Columns = Mapping[str, np.ndarray]
+Features = Callable[[Columns], dict[str, np.ndarray]]
+Model = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of the model: a number, or a category with the values seen in training, in the order of their codes."""
+
+    name: str
+    categories: tuple[str, ...] | None = None
+
+
+def encode(features: Mapping[str, np.ndarray], spec: Sequence[Feature]) -> np.ndarray:
+    """The model's input, float64 [n, len(spec)]: numbers as they are, categories as their code; NaN where a number is
+    missing, or a category missing or never seen in training."""
+    rows = len(next(iter(features.values())))
+    matrix = np.empty((rows, len(spec)))
+    for position, feature in enumerate(spec):
+        values = features[feature.name]
+        if feature.categories is None:
+            matrix[:, position] = values
+        else:
+            codes = {category: float(code) for code, category in enumerate(feature.categories)}
+            matrix[:, position] = [codes.get(value, np.nan) for value in values]
+    return matrix
+
+
+def parse_columns(given: Mapping[str, Sequence[Any]], inputs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """JSON values, column by column, as the arrays that `features` takes; null is missing."""
+    return {entry["name"]: parse_column(given[entry["name"]], entry["kind"]) for entry in inputs}
+
+
+def parse_column(values: Sequence[Any], kind: str) -> np.ndarray:
+    """JSON values of one kind (number, integer, boolean, category, time) as an array."""
+    if kind == "category":
+        column = np.empty(len(values), dtype=object)
+        column[:] = values
+        return column
+    if kind == "time":
+        return np.array(["NaT" if value is None else value for value in values], dtype="datetime64[us]")
+    return np.array([np.nan if value is None else value for value in values], dtype="float64")
+
+
+def onnx_model(graph: bytes) -> Model:
+    """An ONNX graph (input `X` float64 [n, d], output `scores` [n, k]) as a function, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def run(matrix: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(["scores"], {"X": matrix})[0])
+
+    return run
+
+
+def _sklearn_model(data: bytes) -> Model:
+    # Only here, so that a service whose bundles run on ONNX needs no scikit-learn.
+    from pipeline.export import from_skops
+    from pipeline.parity import sklearn_scores
+
+    pipeline = from_skops(data)
+    return lambda matrix: sklearn_scores(pipeline, matrix)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded bundle."""
+
+    contract: Mapping[str, Any]
+    features: Features
+    spec: tuple[Feature, ...]
+    model: Model
+
+    @classmethod
+    def load(cls, bundle: Path, features: Features) -> "Scorer":
+        """Load the bundle in a directory; `features` is the function that it was trained with."""
+        contract = json.loads((bundle / "contract.json").read_text())
+        if contract["runtime"] == "onnx":
+            model = onnx_model((bundle / "model.onnx").read_bytes())
+        else:
+            model = _sklearn_model((bundle / "pipeline.skops").read_bytes())
+        spec = tuple(Feature(f["name"], f["categories"] and tuple(f["categories"])) for f in contract["features"])
+        return cls(contract, features, spec, model)
+
+    def score(self, columns: Columns) -> np.ndarray:
+        """Scores, float64 [n, k]: the probability of the positive class (k = 1), of each class, or the prediction."""
+        return self.model(encode(self.features(columns), self.spec))

@@ -1,0 +1,6 @@
+"""What must be set before anything imports scikit-learn: threads as in the flows, which sleep while they wait."""
+
+import os
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2"))
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -1,0 +1,134 @@
+import http.server
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import server
+
+REPOSITORY = Path(__file__).parents[2]
+INGEST = """
+    from pathlib import Path
+    from flows.stage import io
+
+    SOURCE = ["2013-01", "2013-02", "2013-03", "2013-04"]
+    HELD = Path("held.txt")
+
+    def ingest_next() -> str | None:
+        held = HELD.read_text().split()
+        if held == SOURCE:
+            return None
+        io(HELD.write_text)(" ".join(SOURCE[: len(held) + 1]))
+        return SOURCE[len(held)]
+"""
+EVALUATE = """
+    from pathlib import Path
+    from flows.stage import io, run
+    from pipeline.errors import InputError
+
+    def evaluate() -> None:
+        held = io(Path("held.txt").read_text)()
+        if "2013-04" in held:
+            raise InputError("expected no 2013-04")
+        io(Path("reports/summary.md").write_text)(f"# {held}")
+
+    if __name__ == "__main__":
+        run(evaluate)
+"""
+STAGES = {
+    "evaluate": {
+        "cmd": "mkdir -p reports && python -m flows.evaluate",
+        "deps": ["held.txt"],
+        "outs": ["reports/summary.md"],
+    }
+}
+SAVE_BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
+Webhook(name="on-call", url=sys.argv[1], json_data={"subject": "{{subject}}", "body": "{{body}}"}).save("on-call")
+"""
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    received: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{service.server_port}/", received
+        service.shutdown()
+
+
+@pytest.fixture
+def project(served):
+    """A repository whose schedule is due every few seconds, with a source of four months, the last of them bad."""
+    for name in ("flows/pipeline.py", "flows/repro.py", "flows/repository.py", "prefect.toml"):
+        served.write(name, (REPOSITORY / name).read_text())
+    served.write("flows/tracking.py", "def check_server(): pass\ndef log_stage(*_): pass\ndef complete(): return []\n")
+    served.write("flows/ingest.py", INGEST)
+    served.write("flows/evaluate.py", EVALUATE)
+    served.write("held.txt", "2013-01")
+    served.write("dvc.yaml", yaml.safe_dump({"stages": STAGES}))
+    served.write(".dvc/config", "[core]\n    analytics = false\n    no_scm = true\n")
+    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    [deployment] = declared["deployments"]
+    deployment["schedules"] = [{"interval": 5}]
+    deployment["parameters"] = {"until": "2013-03", "notify": "custom-webhook/on-call"}
+    served.write("prefect.yaml", yaml.safe_dump(declared))
+    (served.path / ".venv").symlink_to(sys.prefix)
+    return served
+
+
+def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook) -> None:
+    address, received = webhook
+    environment = project.environment(PREFECT_API_URL=project.url, PREFECT_HOME=str(project.path / ".prefect"))
+    subprocess.run([sys.executable, "-c", SAVE_BLOCK, address], cwd=project.path, env=environment, check=True)
+    log = project.path / "schedule.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "flows.pipeline"]
+        process = subprocess.Popen(command, cwd=project.path, env=project.environment(), stdout=file, stderr=file)
+    try:
+        until(lambda: received, log)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    assert server.recorded() == project.url
+    ended = {"any_": ["COMPLETED", "FAILED"]}
+    runs = project.api("flow_runs", flows={"name": {"any_": ["pipeline"]}}, flow_runs={"state": {"type": ended}})
+    runs.sort(key=lambda run: run["start_time"])
+    assert [run["state_type"] for run in runs[:2]] == ["COMPLETED", "FAILED"]
+    assert all(run["auto_scheduled"] for run in runs)
+    children = project.api("flow_runs", flow_runs={"parent_flow_run_id": {"any_": [run["id"] for run in runs]}})
+    assert {child["name"] for child in children} == {"evaluate"}
+    assert {child["state_type"] for child in children} == {"COMPLETED", "FAILED"}
+    pages = project.api("artifacts", artifacts={"key": {"any_": ["report"]}})
+    assert [page["data"] for page in pages] == ["# 2013-01 2013-02 2013-03"]
+    assert received[0]["subject"] == "pipeline went wrong"
+    assert "expected `dvc repro` to succeed" in received[0]["body"]
+    assert runs[1]["id"] in received[0]["body"]
+
+
+def until(true: Any, log: Path) -> None:
+    """Wait until something holds; fail with the log after two minutes."""
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)

@@ -1,0 +1,47 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.leaks import check_single_features
+
+RANDOM = np.random.default_rng(0)
+N = 2_000
+NUMBER = pd.Series(RANDOM.normal(size=N))
+TARGETS = {
+    "binary": (NUMBER > 1).astype("float64"),
+    "multiclass": pd.Series(np.array(["low", "middle", "high"])[np.digitize(NUMBER, [-1, 1])], dtype="str"),
+    "regression": NUMBER,
+}
+HONEST = pd.Series(NUMBER + RANDOM.normal(size=N))
+TEXT = pd.Series(RANDOM.choice(["a", "b"], N), dtype="str")
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_honest_features_pass(task: str) -> None:
+    check_single_features(pd.DataFrame({"honest": HONEST, "text": TEXT}), TARGETS[task], task, 0.99)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_the_target_under_another_name_is_named(task: str) -> None:
+    leaking = pd.DataFrame({"honest": HONEST, "billed": np.exp(NUMBER).where(NUMBER > -2)})
+    with pytest.raises(InputError, match=r"'billed' alone scores (0\.99|1\.0).*preprocess\.suspicious_score = 0\.95"):
+        check_single_features(leaking, TARGETS[task], task, 0.95)  # type: ignore[arg-type]
+
+
+def test_the_target_as_text_is_named() -> None:
+    leaking = pd.DataFrame({"state": pd.Series(np.where(TARGETS["binary"] == 1, "yes", None), dtype="str")})
+    with pytest.raises(InputError, match=r"'state' alone scores 1\.0000"):
+        check_single_features(leaking, TARGETS["binary"], "binary", 0.99)
+
+
+def test_a_leak_of_rare_positives_is_found_in_many_rows() -> None:
+    rare = pd.Series(np.zeros(60_000))
+    rare[[100, 20_001, 40_003, 50_007]] = 1.0
+    with pytest.raises(InputError, match="'copy' alone scores"):
+        check_single_features(pd.DataFrame({"copy": rare}), rare, "binary", 0.99)
+
+
+def test_one_positive_alone_accuses_nobody() -> None:
+    single = pd.Series(np.eye(1, N)[0])
+    check_single_features(pd.DataFrame({"honest": HONEST}), single, "binary", 0.99)

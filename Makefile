@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PRE_COMMIT_HOME := $(CURDIR)/.cache/pre-commit
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV # of other projects
 
-.PHONY: help repro test check ui schedule lock clean clone again
+.PHONY: help repro test check bench ui schedule lock clean clone again
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ test: .venv/.ready ## run every test
 
 check: .venv/.ready ## format, lint, types, layers: what a pull request must pass
 	@$(PY) -m pre_commit run --all-files
+
+bench: .venv/.ready ## measure what the pipeline costs, as in docs/benchmarks.md
+	@$(PY) -m tests.bench
 
 ui: .venv/.ready ## show MLflow's and Prefect's interfaces
 	@$(PY) -m flows.ui
@@ -83,10 +86,11 @@ if [ ! "$$uv" ] || ! "$$uv" pip sync --quiet --require-hashes --compile-bytecode
     .venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock ||
         fail "a package index that answers and holds what requirements.lock names; see the lines above, then make again"
 fi
-# A bare `dvc` or `pytest` of this environment writes no cache and sends no reports outside either (see flows/__init__.py).
+# A bare `dvc` or `pytest` of this environment writes no cache and sends no reports outside either (see flows/__init__.py),
+# and DVC's queue finds the `dvc` that it starts by name.
 packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cat > "$$packages/inside.pth" <<'END'
-import os, sys; os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.dirname(sys.prefix) + "/.cache/dvc"); os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import os, sys; env = os.environ; env.setdefault("DVC_SITE_CACHE_DIR", os.path.dirname(sys.prefix) + "/.cache/dvc"); env.setdefault("ORT_DISABLE_TELEMETRY", "1"); sys.prefix in env.get("PATH", "") or env.update(PATH=env.get("PATH", os.defpath) + os.pathsep + sys.prefix + "/bin")
 END
 rm -f .venv/.unfinished
 touch .venv/.ready

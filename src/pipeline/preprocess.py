@@ -185,5 +185,6 @@ def _check_splits(splits: Mapping[str, pd.DataFrame], contract: Contract) -> Non
         absent = [value for value in classes if value not in found]
         if absent or len(classes) < least:
             raise InputError(
-                f"the {name} split: expected at least {wanted}, and all that any split has ({classes}), got {sorted(found)} in {len(splits[name]):,} rows; {remedy}, or check the target"
+                f"the {name} split: expected at least {wanted}, and all that any split has ({classes}), "
+                f"got {sorted(found)} in {len(splits[name]):,} rows; {remedy}, or check the target"
             )

@@ -18,7 +18,7 @@ from pipeline.canonical import json_bytes
 from pipeline.contract import Contract, Task
 from pipeline.decisions import Costs, cheapest_threshold
 from pipeline.errors import InputError
-from pipeline.export import NotExpressible, to_onnx, to_skops
+from pipeline.export import NotExpressible, from_skops, to_onnx, to_skops
 from pipeline.params import Params, Seed
 from pipeline.parity import edge_rows, measure, sklearn_scores
 from pipeline.prepared import Inputs, as_arrays, feature_spec, features_of, model_inputs
@@ -124,6 +124,7 @@ def calibrate(estimator: BaseEstimator, judge: Inputs, task: Task) -> BaseEstima
     # The estimator is frozen: the folds only order the rows that the calibration is fitted to.
     calibrated = CalibratedClassifierCV(FrozenEstimator(estimator), method=method, cv=KFold(2))
     fitted: BaseEstimator = calibrated.fit(judge.matrix, judge.target)
+    fitted.cv = None  # only fitting needs it, and skops trusts no KFold
     return fitted
 
 
@@ -135,11 +136,17 @@ def export(model: BaseEstimator, judge: Inputs, threshold: float | None, seed: i
     try:
         graph = to_onnx(model, len(judge.spec))
     except NotExpressible as error:
-        return Exported({"pipeline.skops": to_skops(model)}, "sklearn", str(error), None)
+        return _on_sklearn(model, str(error))
     parity = measure(model, graph, rows, threshold, TOLERANCE)
-    if not parity.passed:
-        return Exported({"pipeline.skops": to_skops(model)}, "sklearn", str(parity.reason), None)
+    if parity.reason:
+        return _on_sklearn(model, parity.reason)
     return Exported({"model.onnx": graph}, "onnx", "", parity.max_difference)
+
+
+def _on_sklearn(model: BaseEstimator, reason: str) -> Exported:
+    data = to_skops(model)
+    from_skops(data)  # refuses here, rather than in the service, a type that is not trusted
+    return Exported({"pipeline.skops": data}, "sklearn", reason, None)
 
 
 def one_hot(target: np.ndarray, task: Task, classes: list[str] | None) -> np.ndarray:

@@ -156,11 +156,10 @@ def _score(
 def _log_loss(inputs: Inputs, rows: np.ndarray, predicted: np.ndarray, known: np.ndarray) -> float:
     """A class that the fold did not fit is given no probability, and costs as much as `log_loss` lets it."""
     classes = np.unique(inputs.target)
-    if len(classes) > predicted.shape[1] > 1:
-        whole = np.zeros((len(rows), len(classes)))
-        whole[:, np.searchsorted(classes, known)] = predicted
-        predicted = whole
-    return float(log_loss(inputs.target[rows], predicted, labels=classes))
+    shares = np.column_stack([1 - predicted, predicted]) if len(known) == 2 else predicted
+    whole = np.zeros((len(rows), len(classes)))
+    whole[:, np.searchsorted(classes, known)] = shares
+    return float(log_loss(inputs.target[rows], whole, labels=classes))
 
 
 def _summary(study: optuna.Study, contract: Contract) -> Tuning:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from .conftest import Clone
+from tests.clones import Clone
 
 
 class Problem(NamedTuple):
@@ -93,7 +93,9 @@ def replace_problem(clone: Clone, problem: Problem) -> None:
     (folder / "features.py").write_text(
         f'"""As they are."""\n\n\ndef features(columns):\n    return {{name: columns[name] for name in {columns}}}\n'
     )
-    kind, linear, strength = ("Classifier", "LogisticRegression", "C") if problem.classifier else ("Regressor", "Ridge", "alpha")
+    kind, linear, strength = (
+        ("Classifier", "LogisticRegression", "C") if problem.classifier else ("Regressor", "Ridge", "alpha")
+    )
     (folder / "models.py").write_text(dedent(MODELS).format(kind=kind, linear=linear, strength=strength).lstrip())
     (folder / "source.py").write_text(SOURCE.format(loader=problem.loader, columns=problem.columns).lstrip())
     binary = problem.target.startswith("bool")

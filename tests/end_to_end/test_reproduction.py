@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import ROOT, Clone, make_clone
+from tests.clones import ROOT, Clone, make_clone
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 
@@ -39,11 +39,7 @@ def test_outputs_hold_no_path_and_no_home(undisturbed: Clone) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_stage_run_again_gives_the_same_hashes(
-    stage: str,
-    undisturbed: Clone,
-    small: Callable[[Path], Clone],
-    tmp_path: Path,
-    killing: list[subprocess.Popen[str]],
+    stage: str, undisturbed: Clone, small: Callable[[Path], Clone], tmp_path: Path, killing: list[subprocess.Popen[str]]
 ) -> None:
     clone = small(tmp_path / "killed")
     process = clone.start("dvc", "repro", stage)
@@ -152,7 +148,9 @@ print("READ", *sorted(read), sep="\\n")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_file_that_a_stage_reads_is_declared_and_every_declared_one_is_read(stage: str, undisturbed: Clone) -> None:
+def test_every_file_that_a_stage_reads_is_declared_and_every_declared_one_is_read(
+    stage: str, undisturbed: Clone
+) -> None:
     declared = yaml.safe_load((undisturbed.path / "dvc.yaml").read_text())["stages"][stage]
     # These carry a stage and cannot change what it writes: dvc.yaml says so, too.
     carriers = {f"flows/{name}.py" for name in ("stage", "server", "tracking", "repository", "model")}
@@ -169,7 +167,7 @@ def test_every_file_that_a_stage_reads_is_declared_and_every_declared_one_is_rea
 
 
 def _below(root: Path, name: str) -> str | None:
-    path = Path(os.path.abspath(root / name))
+    path = root / name  # not resolved: .venv is a link here
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
 
 

@@ -103,7 +103,7 @@ def test_a_rule_of_the_whole_table_is_never_passed_over() -> None:
         y: float = column("Y", roles=["target"])
 
         @pa.dataframe_check
-        def adds_up(cls, table: pd.DataFrame) -> bool:  # noqa: N805 - pandera's form
+        def adds_up(cls, table: pd.DataFrame) -> bool:
             return bool(table["y"].sum() == 0)
 
     contract = Contract.of(Balanced, noun="rows")

@@ -18,7 +18,7 @@ repro: .venv/.ready ## pull the data, run the whole pipeline, compare with what 
 	@$(PY) -m flows.repro
 
 test: .venv/.ready ## run every test
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n auto --dist loadfile
 
 check: .venv/.ready ## format, lint, types, layers: what a pull request must pass
 	@$(PY) -m pre_commit run --all-files

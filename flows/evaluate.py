@@ -31,7 +31,7 @@ def evaluate() -> None:
     io(write_whole)(Path("reports"), files)
     summary = files["summary.md"].decode()
     artifact("report", summary)
-    say(summary)
+    say(f"{evaluation.rows:,} {CONTRACT.noun}: reports/summary.md")
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ def ingest(first: str, last: str) -> None:
         io(write_partition)(period, partition)
     entries = dict(sorted((held | {period: partition.entry for period, partition in made.items()}).items()))
     write_whole(DATA / MANIFEST, json_bytes({"source": source.NAME, "periods": entries}))
-    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)], check=True)  # noqa: S603 - our own
+    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)], check=True)  # noqa: S603 - our own DVC
 
 
 def ingest_next() -> str | None:
-    """Ingest the first period of the source that comes after what `data/` holds, and name it; None where it has none."""
+    """Ingest the first period of the source after what `data/` holds, and name it; None where it has none."""
     last = max(held_periods(), default="")
     period = next((period for period in source.periods() if period > last), None)
     if period is not None:

@@ -28,8 +28,8 @@ def repro() -> None:
     record = LOCK.read_text() if LOCK.is_file() else "{}"
     dvc("repro", "--force")
     _complete()
-    say("\n" + figures(json.loads(Path("reports/metrics.json").read_text())))
-    say("\n" + verdict(record))
+    say("\n" + Path("reports/summary.md").read_text())
+    say(verdict(record))
     say(NEXT)
 
 
@@ -93,22 +93,6 @@ def largest_gap(new: Mapping[str, Any], old: Mapping[str, Any]) -> float:
         return float("inf")
     pairs = zip(new["scores"], old["scores"], strict=True)
     return max((abs(a - b) for left, right in pairs for a, b in zip(left, right, strict=True)), default=0.0)
-
-
-def figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table: a line per metric, a column for the model (with its interval) and each baseline."""
-    names = list(metrics)
-    lines = [f"{'':24}" + "".join(f"{name.replace('_', ' '):<28}" for name in names)]
-    for metric in metrics[names[0]]:
-        lines.append(f"{metric:24}" + "".join(f"{_figure(metrics[name].get(metric)):<28}" for name in names))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _figure(entry: Any) -> str:
-    if not isinstance(entry, Mapping) or entry.get("value") is None:
-        return "-"
-    interval = f" [{entry['low']:.4g}, {entry['high']:.4g}]" if entry.get("low") is not None else ""
-    return f"{entry['value']:.4g}{interval}"
 
 
 def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:

@@ -51,10 +51,12 @@ def make_contract(task: str = "binary", *, timed: bool = True, entity: bool = Tr
     """The contract, with a target of the kind that makes the task."""
     kind, checks = _TARGETS[task]
 
+    moment: list[Any] = ["time", "key", "feature"] if timed else ["key", "feature"]
+
     class Readings(pa.DataFrameModel):
         """One row per reading of a machine."""
 
-        read_at: datetime = column("When it was read", roles=["time", "key", "feature"] if timed else ["key", "feature"])
+        read_at: datetime = column("When it was read", roles=moment)
         machine: str = column("Which machine", roles=["key", "entity"] if entity else ["key"], open_categories=True)
         site: str = column("Where it stands", roles=["feature", "slice"], isin=["north", "south"])
         maker: str = column("Who made it", roles=["feature"], open_categories=True, nullable=True)

@@ -43,8 +43,7 @@ def sort_rows(table: pd.DataFrame, contract: Contract, *, period: str, max_quara
     reasons = (found["column"] + " = " + found["value"] + ": " + found["reason"]).groupby(found["row"]).agg("; ".join)
     bad = table.index.isin(reasons.index)
     kept, quarantined = table[~bad], table[bad].assign(reason=reasons)
-    if len(table) != len(kept) + len(quarantined):
-        raise AssertionError(f"period {period}: {len(table)} rows came, {len(kept)} + {len(quarantined)} went")
+    assert len(table) == len(kept) + len(quarantined), "a row was lost"  # noqa: S101 - cannot be, and must not
     if len(quarantined) > max_quarantined_share * len(table):
         raise InputError(
             f"period {period}: expected at most {max_quarantined_share:.2%} bad rows, got {len(quarantined):,} of "

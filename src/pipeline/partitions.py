@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from pipeline.canonical import sha256
 from pipeline.contract import Contract
@@ -39,7 +40,10 @@ def read_partitions(data: Path, contract: Contract) -> tuple[pd.DataFrame, list[
     _check_gaps(data, periods)
     paths = [data / f"{period}.parquet" for period in periods]
     tables = [_read(path, contract, manifest[path.stem]["sha256"]) for path in paths]
-    return pd.concat(tables, ignore_index=True), [(p, len(t)) for p, t in zip(paths, tables, strict=True)]
+    table, locations = pd.concat(tables, ignore_index=True), [(p, len(t)) for p, t in zip(paths, tables, strict=True)]
+    del tables
+    pa.default_memory_pool().release_unused()  # else as much again as the table
+    return table, locations
 
 
 def _check_files(data: Path, periods: Sequence[str]) -> None:

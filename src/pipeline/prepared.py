@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from pipeline.contract import Contract
 from pipeline.errors import InputError
@@ -30,11 +31,13 @@ def read_prepared(path: Path) -> pd.DataFrame:
     """A prepared table from its file; InputError where there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
-            return pd.read_parquet(file)
+            table = pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: expected a prepared table, found none that reads ({error}); run `dvc repro`"
         ) from error
+    pa.default_memory_pool().release_unused()  # else as much again as the table
+    return table
 
 
 def features_of(prepared: pd.DataFrame) -> pd.DataFrame:

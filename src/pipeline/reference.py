@@ -10,7 +10,7 @@ _BINS = 10
 
 def reference(features: Mapping[str, np.ndarray], scores: np.ndarray, classes: list[str] | None) -> dict[str, Any]:
     """Per feature of the training rows, and for scores [n, k] of rows that the model was not fitted to: shares of rows
-    per bin (numbers: up to each edge, deciles or the few values that there are) or per category, and of missing ones."""
+    per bin (numbers: up to each edge, a decile or one of few values) or per category, and of missing ones."""
     columns = classes if classes and scores.shape[1] > 1 else ["score"]
     return {
         "rows": len(next(iter(features.values()))),

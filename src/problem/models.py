@@ -21,7 +21,7 @@ def _logistic_space(trial: optuna.Trial) -> Settings:
 
 
 def _logistic(settings: Settings, spec: Sequence[Feature], _task: Task, seed: int) -> BaseEstimator:
-    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    numbers = make_pipeline(StandardScaler(), SimpleImputer(strategy="constant", fill_value=0.0))  # missing is average
     categories = make_pipeline(
         SimpleImputer(strategy="constant", fill_value=-1.0), OneHotEncoder(handle_unknown="ignore")
     )
@@ -46,10 +46,7 @@ def _boosting_space(trial: optuna.Trial) -> Settings:
 
 def _boosting(settings: Settings, spec: Sequence[Feature], _task: Task, seed: int) -> BaseEstimator:
     return HistGradientBoostingClassifier(
-        **settings,
-        categorical_features=positions(spec, categorical=True),
-        early_stopping=False,
-        random_state=seed,
+        **settings, categorical_features=positions(spec, categorical=True), early_stopping=False, random_state=seed
     )
 
 

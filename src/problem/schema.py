@@ -1,11 +1,15 @@
 """The contract: every column of the raw table, described once. Change here to predict something else."""
 
 from datetime import datetime, timedelta
+from functools import partial
 
 import pandas as pd
 import pandera.pandas as pa
 
 from pipeline.contract import Contract, column
+
+_weather = partial(column, roles=["feature"], nullable=True, observed_at="weather_observed_at")
+_afterwards = partial(column, roles=["ignored"], nullable=True, known="after")
 
 
 class Flights(pa.DataFrameModel):
@@ -62,68 +66,22 @@ class Flights(pa.DataFrameModel):
     weather_observed_at: datetime = column(
         "When the weather was observed", unit="UTC", roles=["observed_at", "feature"], nullable=True
     )
-    temp: float = column(
-        "Temperature", unit="F", roles=["feature"], ge=-40, le=130, nullable=True, observed_at="weather_observed_at"
-    )
-    dewp: float = column(
-        "Dew point", unit="F", roles=["feature"], ge=-60, le=100, nullable=True, observed_at="weather_observed_at"
-    )
-    humid: float = column(
-        "Relative humidity", unit="%", roles=["feature"], ge=0, le=100, nullable=True, observed_at="weather_observed_at"
-    )
-    wind_dir: float = column(
-        "Direction that the wind comes from",
-        unit="degrees",
-        roles=["feature"],
-        ge=0,
-        le=360,
-        nullable=True,
-        observed_at="weather_observed_at",
-    )
-    wind_speed: float = column(
-        "Wind speed", unit="mph", roles=["feature"], ge=0, le=150, nullable=True, observed_at="weather_observed_at"
-    )
-    wind_gust: float = column(
-        "Gust speed, absent when calm",
-        unit="mph",
-        roles=["feature"],
-        ge=0,
-        le=200,
-        nullable=True,
-        observed_at="weather_observed_at",
-    )
-    precip: float = column(
-        "Precipitation", unit="in/h", roles=["feature"], ge=0, le=10, nullable=True, observed_at="weather_observed_at"
-    )
-    pressure: float = column(
-        "Sea level pressure",
-        unit="mbar",
-        roles=["feature"],
-        ge=870,
-        le=1090,
-        nullable=True,
-        observed_at="weather_observed_at",
-    )
-    visib: float = column(
-        "Visibility", unit="mi", roles=["feature"], ge=0, le=100, nullable=True, observed_at="weather_observed_at"
-    )
+    temp: float = _weather("Temperature", unit="F", ge=-40, le=130)
+    dewp: float = _weather("Dew point", unit="F", ge=-60, le=100)
+    humid: float = _weather("Relative humidity", unit="%", ge=0, le=100)
+    wind_dir: float = _weather("Direction that the wind comes from", unit="degrees", ge=0, le=360)
+    wind_speed: float = _weather("Wind speed", unit="mph", ge=0, le=150)
+    wind_gust: float = _weather("Gust speed, absent when calm", unit="mph", ge=0, le=200)
+    precip: float = _weather("Precipitation", unit="in/h", ge=0, le=10)
+    pressure: float = _weather("Sea level pressure", unit="mbar", ge=870, le=1090)
+    visib: float = _weather("Visibility", unit="mi", ge=0, le=100)
 
     # What is known only once the flight has flown
-    dep_time: float = column(
-        "Actual departure", unit="local hhmm", known="after", roles=["ignored"], ge=1, le=2400, nullable=True
-    )
-    dep_delay: float = column(
-        "Delay at departure", unit="min", known="after", roles=["ignored"], ge=-120, le=2880, nullable=True
-    )
-    arr_time: float = column(
-        "Actual arrival", unit="local hhmm", known="after", roles=["ignored"], ge=1, le=2400, nullable=True
-    )
-    arr_delay: float = column(
-        "Delay at arrival", unit="min", known="after", roles=["ignored"], ge=-180, le=2880, nullable=True
-    )
-    air_time: float = column(
-        "Time in the air", unit="min", known="after", roles=["ignored"], ge=1, le=1200, nullable=True
-    )
+    dep_time: float = _afterwards("Actual departure", unit="local hhmm", ge=1, le=2400)
+    dep_delay: float = _afterwards("Delay at departure", unit="min", ge=-120, le=2880)
+    arr_time: float = _afterwards("Actual arrival", unit="local hhmm", ge=1, le=2400)
+    arr_delay: float = _afterwards("Delay at arrival", unit="min", ge=-180, le=2880)
+    air_time: float = _afterwards("Time in the air", unit="min", ge=1, le=1200)
     is_late: pd.BooleanDtype = column(
         "Whether the flight arrived more than 15 minutes late; unknown when it never arrived",
         known="after",

@@ -58,7 +58,7 @@ def _schedule() -> pd.DataFrame:
     return flights.assign(
         period=flights["year"].astype(str) + "-" + flights["month"].astype(str).str.zfill(2),
         scheduled_departure_at=hour + pd.to_timedelta(flights["minute"], unit="min").astype("timedelta64[us]"),
-        weekday=pd.to_datetime(local).dt.weekday.astype("int64"),
+        weekday=pd.to_datetime(local).dt.day_of_week.astype("int64"),
         departure_minute=flights["hour"] * 60 + flights["minute"],
         arrival_minute=(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100) % 1440,
         origin_hourly_flights=flights.groupby(["origin", hour])["flight"].transform("size"),

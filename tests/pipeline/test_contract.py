@@ -106,7 +106,7 @@ def test_limits_of_text_are_no_limits_of_values() -> None:
         ({"x": TARGET, "y": TARGET}, r"one column with the role 'target', found \['x', 'y'\]"),
         ({"x": TIME, "z": TIME, "y": TARGET}, r"at most one column with the role 'time', found \['x', 'z'\]"),
         ({"x": (float, column("X", roles=["time"])), "y": TARGET}, "'x' has the role time: expected it to hold times"),
-        ({"x": (float, column("X", roles=["feature"], known="after")), "y": TARGET}, "'x' is the target, or known only"),
+        ({"x": (float, column("X", roles=["feature"], known="after")), "y": TARGET}, "'x' is the target, or known"),
         ({"y": (float, column("Y", roles=["target", "feature"]))}, "'y' is the target, or known only"),
         ({"x": (datetime, column("X", roles=["observed_at"])), "y": TARGET}, "'x' has the role observed_at"),
         ({"x": (float, column("X", roles=["observed_at"])), "t": TIME, "y": TARGET}, "'x' has the role observed_at"),

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pipeline.decisions import Costs, cheapest_threshold, cost_curve
 
 COSTS = Costs(missed=3.0, false_alarm=1.0)
-ROWS = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.1 + 1e-16, 0.25, 0.5, 1 - 1e-16, 1.0])), min_size=1)
+SCORES = [0.0, 0.1, 0.1 + 1e-16, 0.25, 0.5, 1 - 1e-16, 1.0]
+ROWS = st.lists(st.tuples(st.booleans(), st.sampled_from(SCORES)), min_size=1)
 
 
 def cost_at(threshold: float, truth: np.ndarray, scores: np.ndarray) -> float:

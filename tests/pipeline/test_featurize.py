@@ -65,7 +65,8 @@ def test_a_column_that_is_no_input_is_refused_by_name(name: str, reason: str) ->
     def peeks(columns: Any) -> dict[str, Any]:
         return {"made": columns[name]}
 
-    with pytest.raises(InputError, match=rf"peeks \(line \d+ of test_featurize\.py\) reads the column '{name}', {reason}"):
+    where = r"peeks \(line \d+ of test_featurize\.py\)"
+    with pytest.raises(InputError, match=f"{where} reads the column '{name}', {reason}"):
         featurize(TABLE, CONTRACT, peeks)
 
 

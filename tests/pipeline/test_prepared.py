@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pytest
 
-from pipeline.prepared import MAX_CATEGORIES, as_arrays, feature_spec, features_of, model_inputs
+from pipeline.canonical import parquet_bytes
+from pipeline.errors import InputError
+from pipeline.prepared import MAX_CATEGORIES, as_arrays, feature_spec, features_of, model_inputs, read_prepared
 from pipeline.scoring import encode
 from tests.synthetic import make_contract, prepared
 
@@ -39,3 +44,19 @@ def test_of_too_many_categories_the_rarest_count_as_never_seen() -> None:
     codes = encode(as_arrays(made), spec)[:, 0]
     assert np.isnan(codes[-2:]).all()
     assert codes[:-2].max() == MAX_CATEGORIES - 1
+
+
+def test_a_prepared_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(parquet_bytes(prepared().train))
+    pd.testing.assert_frame_equal(read_prepared(tmp_path / "train.parquet"), prepared().train)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1"])
+def test_a_prepared_table_that_is_missing_or_damaged_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "train.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"train\.parquet: expected a prepared table, found none that reads .*dvc repro"
+    ):
+        read_prepared(path)

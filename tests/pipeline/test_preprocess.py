@@ -133,12 +133,13 @@ def test_one_class_alone_is_refused() -> None:
         run(make_table().assign(outcome=pd.array([False] * 600, dtype="boolean")))
 
 
-@pytest.mark.parametrize(("month", "split"), [("2020-02", "train"), ("2020-04", "validation"), ("2020-06", "test")])
-def test_a_class_that_one_split_lacks_is_refused(month: str, split: str) -> None:
+@pytest.mark.parametrize(
+    ("split", "start", "end"),
+    [("train", "2020-01", "2020-04"), ("validation", "2020-04", "2020-05-10"), ("test", "2020-05-10", "2020-07")],
+)
+def test_a_class_that_one_split_lacks_is_refused(split: str, start: str, end: str) -> None:
     table = make_table(task="multiclass")
-    periods = {"train": ("2020-01", "2020-04"), "validation": ("2020-04", "2020-05-10"), "test": ("2020-05-10", "2020-07")}
-    assert month >= periods[split][0]
-    here = table["read_at"].between(*map(pd.Timestamp, periods[split]), inclusive="left")
+    here = table["read_at"].between(pd.Timestamp(start), pd.Timestamp(end), inclusive="left")
     table.loc[here & (table["outcome"] == "broken"), "outcome"] = "worn"
     with pytest.raises(InputError, match=rf"the {split} split: .*\['broken', 'fine', 'worn'\].*got \['fine', 'worn'\]"):
         run(table, make_contract("multiclass"))
@@ -147,7 +148,7 @@ def test_a_class_that_one_split_lacks_is_refused(month: str, split: str) -> None
 def test_a_category_of_two_classes_is_to_be_declared_boolean() -> None:
     table = make_table(task="multiclass")
     table.loc[table["outcome"] == "broken", "outcome"] = "worn"
-    with pytest.raises(InputError, match="at least three classes of 'outcome' .a target of two is declared boolean."):
+    with pytest.raises(InputError, match=r"three classes of 'outcome' \(a target of two is declared boolean\)"):
         run(table, make_contract("multiclass"))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,10 @@ from tests.synthetic import make_contract, make_table
 CONTRACT = make_contract()
 
 
-def report(table: pd.DataFrame, task: str = "binary", *, timed: bool = True, test: pd.DataFrame | None = None):  # type: ignore[no-untyped-def]
+def report(table: pd.DataFrame, task: str = "binary", *, timed: bool = True, test: pd.DataFrame | None = None) -> Any:
     known = table.dropna(subset="outcome").astype({"outcome": "float64" if task != "multiclass" else "str"})
-    splits = {"train": known.iloc[:50], "validation": known.iloc[50:70], "test": known.iloc[70:80] if test is None else test}
+    tested = known.iloc[70:80] if test is None else test
+    splits = {"train": known.iloc[:50], "validation": known.iloc[50:70], "test": tested}
     return quality_report(table, make_contract(task, timed=timed), splits, {"2020-01": {}, "2020-02": {"bad": 2}})
 
 

@@ -23,7 +23,8 @@ def test_numbers_are_shares_between_deciles_and_of_missing_ones() -> None:
 
 def test_few_values_have_a_bin_each() -> None:
     found = reference(FEATURES, np.full((7, 1), 0.5), None)
-    assert found["features"]["flag"] == {"kind": "number", "missing": 0.0, "edges": [0.0, 1.0], "shares": [0.95, 0.05, 0.0]}
+    flag = {"kind": "number", "missing": 0.0, "edges": [0.0, 1.0], "shares": [0.95, 0.05, 0.0]}
+    assert found["features"]["flag"] == flag
     assert found["features"]["empty"] == {"kind": "number", "missing": 1.0, "edges": [], "shares": [0.0]}
     assert found["scores"] == {"score": {"kind": "number", "missing": 0.0, "edges": [0.5], "shares": [1.0, 0.0]}}
 
@@ -42,4 +43,5 @@ def test_categories_are_shares_by_name() -> None:
 
 
 def test_every_class_has_its_scores() -> None:
-    assert list(reference(FEATURES, np.zeros((7, 3)), ["fine", "worn", "broken"])["scores"]) == ["fine", "worn", "broken"]
+    classes = ["fine", "worn", "broken"]
+    assert list(reference(FEATURES, np.zeros((7, 3)), classes)["scores"]) == classes

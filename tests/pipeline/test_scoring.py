@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.preprocessing import FunctionTransformer
 
+from pipeline.export import to_skops
 from pipeline.featurize import raw_columns
 from pipeline.scoring import Feature, Scorer, encode, parse_column
 from tests.synthetic import CANDIDATES, TASKS, features, make_bundle, make_contract, prepared, write_bundle
@@ -13,9 +15,7 @@ from tests.synthetic import CANDIDATES, TASKS, features, make_bundle, make_contr
 SPEC = (Feature("number"), Feature("text", ("a", "b")))
 
 
-@given(
-    st.lists(st.tuples(st.floats(allow_nan=True), st.sampled_from(["a", "b", "c", None])), min_size=1, max_size=20)
-)
+@given(st.lists(st.tuples(st.floats(allow_nan=True), st.sampled_from(["a", "b", "c", None])), min_size=1, max_size=20))
 def test_encoding_keeps_numbers_and_codes_text(rows: list[tuple[float, str | None]]) -> None:
     numbers, text = np.array([n for n, _ in rows]), np.array([t for _, t in rows], dtype=object)
     matrix = encode({"text": text, "number": numbers}, SPEC)
@@ -60,3 +60,8 @@ def test_a_row_scores_alone_as_in_a_batch(scorer: Scorer, rows: list[int]) -> No
     together = scorer.score(columns)
     alone = [scorer.score({name: values[i : i + 1] for name, values in columns.items()})[0] for i in range(len(rows))]
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-12)
+
+
+def test_a_set_inside_a_model_has_one_order() -> None:
+    one, same = (FunctionTransformer(kw_args={"names": set(names)}) for names in (["a", "b", "c"], ["c", "b", "a"]))
+    assert to_skops(one) == to_skops(same)

@@ -78,7 +78,7 @@ def test_a_model_that_onnx_cannot_express_runs_on_scikit_learn_and_says_why() ->
 def test_an_estimator_that_no_service_may_load_is_refused() -> None:
     step = FunctionTransformer(feature_names_out=os.path.basename)
     odd = CANDIDATES["forest"]._replace(build=lambda *given: make_pipeline(step, CANDIDATES["forest"].build(*given)))
-    with pytest.raises(InputError, match="expected only trusted types; it holds posixpath.basename"):
+    with pytest.raises(InputError, match=r"expected only trusted types; it holds posixpath\.basename"):
         run(candidates={"boosting": odd})
 
 
@@ -191,7 +191,7 @@ def test_a_regression_is_left_as_it_is() -> None:
     ("task", "costs", "message"),
     [
         ("binary", None, "a binary target needs costs of a missed positive and of a false alarm, got None"),
-        ("regression", {"missed": 1.0, "false_alarm": 1.0}, r"a regression target needs no costs \(null\), got missed=1"),
+        ("regression", {"missed": 1.0, "false_alarm": 1.0}, r"a regression target needs no costs \(null\), got"),
         ("multiclass", {"missed": 1.0, "false_alarm": 1.0}, "a multiclass target needs no costs"),
     ],
 )
@@ -201,7 +201,7 @@ def test_costs_that_do_not_fit_the_target_are_refused(task: str, costs: Any, mes
 
 
 def test_an_unknown_baseline_key_is_refused() -> None:
-    with pytest.raises(InputError, match=r"train\.baseline_keys: \['colour'\] are no features; expected some of \['site'"):
+    with pytest.raises(InputError, match=r"baseline_keys: \['colour'\] are no features; expected some of \['site'"):
         run(params=train_params(baseline_keys=["site", "colour"]))
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
@@ -34,7 +35,7 @@ def test_rows_that_keep_the_contract_have_no_violations() -> None:
     ],
     ids=["missing", "extra", "renamed", "float", "text", "number"],
 )
-def test_other_columns_than_the_contracts_are_refused(changed, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_other_columns_than_the_contracts_are_refused(changed: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_columns(changed(make_table(20)), CONTRACT, source="made")
 

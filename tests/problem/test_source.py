@@ -70,8 +70,8 @@ def test_weather_that_is_too_old_is_missing() -> None:
     flight = {"scheduled_departure_at": pd.Timestamp("2013-01-01 12:00"), "origin": "JFK", "carrier": "B6"}
     flights = pd.DataFrame([{**flight, "flight": n} for n in (1, 2)])
     flights.loc[1, "scheduled_departure_at"] = pd.Timestamp("2013-01-01 12:01")
-    weather = pd.DataFrame({"origin": ["JFK"], "weather_observed_at": [pd.Timestamp("2013-01-01 04:00")], "temp": [40.0]})
-    joined = source._with_weather(flights, weather, timedelta(hours=2))
+    at_four = {"origin": "JFK", "weather_observed_at": pd.Timestamp("2013-01-01 04:00"), "temp": 40.0}
+    joined = source._with_weather(flights, pd.DataFrame([at_four]), timedelta(hours=2))
     assert joined["temp"].notna().tolist() == [True, False]
 
 

@@ -62,9 +62,7 @@ def to_onnx(model: Any, n_inputs: int) -> bytes:
     try:
         onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no other class
-        raise NotExpressible(
-            f"onnxruntime {onnxruntime.__version__} cannot run the graph: {error}"
-        ) from error
+        raise NotExpressible(f"onnxruntime {onnxruntime.__version__} cannot run the graph: {error}") from error
     return data
 
 
@@ -101,9 +99,7 @@ def _parts(model: Any) -> tuple[Any, Any]:
     """The estimator without its wrapping, and the fitted calibrator (None for a regressor)."""
     if not isinstance(model, CalibratedClassifierCV):
         if hasattr(model, "classes_"):
-            raise NotExpressible(
-                f"{type(model).__name__} is a classifier without calibration; calibrate it first"
-            )
+            raise NotExpressible(f"{type(model).__name__} is a classifier without calibration; calibrate it first")
         return model, None
     if len(model.calibrated_classifiers_) != 1 or model.method not in ("sigmoid", "temperature"):
         raise NotExpressible(
@@ -136,9 +132,7 @@ def _raw_scores(graph: Graph, estimator: Any, n_inputs: int) -> tuple[str, bool]
     options = {} if is_probability else {"raw_scores": True}
     options |= {"zipmap": False} if hasattr(estimator, "predict_proba") else {}
     raw = _converted(graph, estimator, n_inputs, {id(last): options})
-    return (
-        graph.add("Gather", raw, np.array([-1]), axis=1) if len(estimator.classes_) == 2 else raw
-    ), is_probability
+    return (graph.add("Gather", raw, np.array([-1]), axis=1) if len(estimator.classes_) == 2 else raw), is_probability
 
 
 def _calibrate(graph: Graph, raw: str, is_probability: bool, calibrated: Any) -> str:

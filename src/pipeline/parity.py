@@ -137,9 +137,7 @@ def _around_splits(model: Any, random: np.random.Generator) -> Iterator[tuple[in
 
 def _splits(model: Any) -> Iterator[tuple[int, float]]:
     """(column of X, threshold) of each numeric split of a tree model that reads X directly."""
-    estimator = (
-        model.calibrated_classifiers_[0].estimator if isinstance(model, CalibratedClassifierCV) else model
-    )
+    estimator = model.calibrated_classifiers_[0].estimator if isinstance(model, CalibratedClassifierCV) else model
     estimator = estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
     if isinstance(estimator, Pipeline) and len(estimator) == 1:
         estimator = estimator[0]

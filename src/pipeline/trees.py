@@ -68,10 +68,7 @@ class _Table:
         nodes, leaves = len(self._lists["nodes_modes"]), len(self._lists["leaf_weights"])
         place = np.where(is_leaf, leaves + np.cumsum(is_leaf) - 1, nodes + np.cumsum(~is_leaf) - 1)
         inner, ends = table[~is_leaf], table[is_leaf]
-        by_category, missing_left = (
-            inner["is_categorical"].astype(bool),
-            inner["missing_go_to_left"].astype(bool),
-        )
+        by_category, missing_left = (inner["is_categorical"].astype(bool), inner["missing_go_to_left"].astype(bool))
         # A category that is not in the set goes where a missing value goes: the set is of the other side.
         swapped = by_category & missing_left
         yes = np.where(swapped, inner["right"], inner["left"])
@@ -96,12 +93,7 @@ class _Table:
             self._extend(membership_values=[*values[is_left ^ other_side], np.nan])
 
     def attributes(self) -> dict[str, Any]:
-        kinds = {
-            "nodes_modes": np.uint8,
-            "nodes_splits": float,
-            "leaf_weights": float,
-            "membership_values": float,
-        }
+        kinds = {"nodes_modes": np.uint8, "nodes_splits": float, "leaf_weights": float, "membership_values": float}
         return {
             name: numpy_helper.from_array(np.array(entries, kinds[name]), name) if name in kinds else entries
             for name, entries in self._lists.items()

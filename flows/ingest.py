@@ -2,12 +2,11 @@
 keep more than one table."""
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from flows.files import write_whole
+from flows.repro import dvc
 from flows.stage import io, run, say
 from pipeline.canonical import json_bytes, sha256
 from pipeline.errors import InputError
@@ -18,6 +17,7 @@ from problem import source
 from problem.schema import CONTRACT
 
 DATA = Path("data")
+RECORD = Path("data.dvc")
 
 
 def ingest(first: str, last: str) -> None:
@@ -36,7 +36,7 @@ def ingest(first: str, last: str) -> None:
         io(write_partition)(period, partition)
     entries = dict(sorted((held | {period: partition.entry for period, partition in made.items()}).items()))
     write_whole(DATA / MANIFEST, json_bytes({"source": source.NAME, "periods": entries}))
-    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(DATA)], check=True)  # noqa: S603 - our own DVC
+    dvc("add", "--quiet", str(DATA))
 
 
 def ingest_next() -> str | None:
@@ -49,8 +49,14 @@ def ingest_next() -> str | None:
 
 
 def held_periods() -> dict[str, Any]:
-    """The manifest's entry per period under `data/`."""
-    periods: dict[str, Any] = read_manifest(DATA)["periods"] if (DATA / MANIFEST).is_file() else {}
+    """The manifest's entry per period under `data/`; InputError where DVC records periods that are not there."""
+    if not (DATA / MANIFEST).is_file():
+        if RECORD.is_file():
+            raise InputError(
+                f"{DATA}/: expected the periods that {RECORD} records, found none; run `dvc pull {RECORD}`"
+            )
+        return {}
+    periods: dict[str, Any] = read_manifest(DATA)["periods"]
     return periods
 
 

@@ -15,7 +15,7 @@ from prefect import flow
 
 from flows import server
 from flows.ingest import ingest_next
-from flows.repro import dvc
+from flows.repro import dvc, log_missing
 from flows.stage import artifact, say
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def pipeline(until: str | None = None, notify: str | None = None) -> None:  # no
         if until is None or period >= until:
             break
     dvc("repro")
+    log_missing()
     artifact("report", Path("reports/summary.md").read_text())
 
 

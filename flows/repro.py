@@ -27,7 +27,7 @@ def repro() -> None:
     """Run every stage, and compare its outputs with those that dvc.lock records."""
     record = LOCK.read_text() if LOCK.is_file() else "{}"
     dvc("repro", "--force")
-    _complete()
+    log_missing()
     say("\n" + Path("reports/summary.md").read_text())
     say(verdict(record))
     say(NEXT)
@@ -109,11 +109,12 @@ def _recorded_golden(digest: str) -> Any:
     return json.loads((cache / golden[:2] / golden[2:]).read_text())
 
 
-def _complete() -> None:
+def log_missing() -> None:
+    """Log to MLflow what it lacks of the run; where that fails, say so and go on."""
     try:
         left = tracking.complete()
     except Exception as error:  # what MLflow lacks can be logged later; what ran has run
-        say(f"MLflow did not take all of the run ({error}); the next `make repro` logs what is missing")
+        say(f"MLflow did not take all of the run ({error}); `python -m flows.tracking` logs what is missing")
     else:
         if left:
             say(f"not in MLflow, since their files are not the recorded ones: {', '.join(left)}")

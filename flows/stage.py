@@ -6,14 +6,12 @@ A server that dies stops nothing: what has begun is never begun again, and what 
 import errno
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial, wraps
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -89,23 +87,6 @@ def artifact(key: str, markdown: str) -> None:
             create_markdown_artifact(markdown, key=key)
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` for a file or a folder; at the end of the block it becomes `path`, whole or not at all."""
-    new, old = path.with_name(f".new.{path.name}"), path.with_name(f".old.{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in (new, old):
-        _remove(left)
-    try:
-        yield new
-        if path.is_dir():  # a folder cannot be replaced in one step
-            path.replace(old)
-        new.replace(path)
-    finally:
-        for left in (new, old):
-            _remove(left)
-
-
 def child_environment() -> dict[str, str]:
     """The environment for a process whose flows belong to this flow run."""
     if not _in_flow_run():
@@ -151,7 +132,8 @@ def _run(work: _Work, *, tracked: bool) -> str | None:
         try:
             tracking.log_stage(work.name, time.perf_counter() - start)
         except Exception as error:
-            say(f"{work.name} has finished, but MLflow did not take it ({error}); `make repro` logs what is missing")
+            said = f"{work.name} has finished, but MLflow did not take it ({error})"
+            say(f"{said}; `python -m flows.tracking` logs what is missing")
     return url
 
 
@@ -253,10 +235,3 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

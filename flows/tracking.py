@@ -1,5 +1,5 @@
 """Tracking: what a run of the pipeline leaves in MLflow, made from the files on disk, so that it can be made again.
-Change here to log something else.
+Change here to log something else. `python -m flows.tracking` logs what MLflow lacks of the outputs on disk.
 
 The run of a pipeline and the run of a stage are found by their keys (flows/repository.py), or begun. A run is whole
 once it is FINISHED, which is written last; whatever comes before may be written twice, and is then there once.
@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -354,3 +355,21 @@ def _signature(inputs: list[dict[str, Any]], width: int) -> "ModelSignature":
     kinds = {c["name"]: "number" if c["kind"] == "integer" and c["nullable"] else c["kind"] for c in inputs}
     columns: list[ColSpec | TensorSpec] = [ColSpec(_TYPES[kind], name) for name, kind in kinds.items()]
     return ModelSignature(Schema(columns), Schema([TensorSpec(np.dtype("float64"), (-1, width), "scores")]))
+
+
+def _main() -> None:
+    try:
+        check_server()
+        left = complete()
+    except InputError as error:
+        sys.exit(f"tracking: {error}")
+    if left:
+        sys.exit(
+            f"tracking: expected the outputs that dvc.lock records, those of {', '.join(left)} are absent or others, "
+            "and stay out of MLflow; run `dvc pull` or `dvc repro`, and this again"
+        )
+    sys.stdout.write("MLflow has every stage that dvc.lock records\n")
+
+
+if __name__ == "__main__":
+    _main()

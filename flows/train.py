@@ -40,7 +40,8 @@ def train() -> None:
     )
     io(write_whole)(Path("bundle"), bundle)
     contract = json.loads(bundle["contract.json"])
-    say(f"runtime {contract['runtime']} ({contract['runtime_reason']}), {sum(map(len, bundle.values())) / 1e6:.1f} MB")
+    reason = contract["runtime_reason"] and f": {contract['runtime_reason']}"
+    say(f"runtime {contract['runtime']}{reason}, {sum(map(len, bundle.values())) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scratch clones of the repository as it stands, uncommitted changes included."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def make_clone(path: Path) -> Clone:
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copy2(ROOT / name, path / name)  # a lock that looks newer would be installed again
     (path / ".venv").symlink_to(ROOT / ".venv")
     clone = Clone(path)
     clone.run("git", "init", "--quiet", "--initial-branch=main")

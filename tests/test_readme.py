@@ -11,7 +11,7 @@ import yaml
 from tests.clones import ROOT
 
 README = (ROOT / "README.md").read_text()
-TREE = re.search(r"```text\n(.*?)```", README, re.DOTALL)
+TREE = re.search(r"## What is where\n\n```text\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
             for line in block.splitlines()]  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_named_module_exists(module: str) -> None:
 
 
 def test_first_screen_holds_the_two_commands_before_the_tree() -> None:
-    first = README.partition("```text")[0]
+    first = README.partition("## What is where")[0]
     assert [line for line in COMMANDS if line.startswith("make")][:2] == ["make repro", "make test"]
     assert all(f"make {name}" in first for name in ("repro", "test"))
 

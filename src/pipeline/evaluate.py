@@ -15,6 +15,7 @@ from pipeline.decisions import Costs, cost_curve
 from pipeline.errors import InputError
 from pipeline.metrics import Blocks, Bootstrap, Decision, Estimate, Floats, Judged, calibration_bins, estimates, rounded
 from pipeline.params import Params, Seed
+from pipeline.plots import curves_plot
 from pipeline.prepared import as_arrays, features_of
 from pipeline.scoring import Scorer, encode
 
@@ -71,10 +72,11 @@ def evaluate(
 
 
 def report_files(evaluation: Evaluation, contract: Contract) -> dict[str, bytes]:
-    """An evaluation as files: `metrics.json`, a summary to read, and a CSV per curve."""
+    """An evaluation as files: `metrics.json`, a summary to read, the curves as pictures, and a CSV per curve."""
     curves = {f"curves/{name}.csv": csv_bytes(curve) for name, curve in evaluation.curves.items()}
     metrics = {name: rounded(found) for name, found in evaluation.metrics.items()}
-    return {"metrics.json": json_bytes(metrics), "summary.md": summary(evaluation, contract).encode(), **curves}
+    pictures = {"summary.md": summary(evaluation, contract).encode(), "curves.svg": curves_plot(evaluation.curves)}
+    return {"metrics.json": json_bytes(metrics), **pictures, **curves}
 
 
 def summary(evaluation: Evaluation, contract: Contract) -> str:

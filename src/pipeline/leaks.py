@@ -14,20 +14,26 @@ _SAMPLE = 10_000
 def check_single_features(features: pd.DataFrame, target: pd.Series, task: Task, limit: float) -> None:
     """Refuse a feature that alone scores above `limit`: on real problems, the target under another name.
 
-    The score is that of a small tree, fitted on every other row of a sample (as many of each class) and judged on the
+    The score is that of a tree, fitted on every other row of a sample (as many of each class) and judged on the
     rest: ROC AUC for a binary target, balanced accuracy for classes, R2 for a number.
     """
     outcome = target.to_numpy()
     fit, judge = _sample(outcome, task)
     for name, values in features.items():
-        codes = pd.factorize(values, sort=True)[0] if values.dtype == "str" else values.to_numpy()
-        column = np.asarray(codes, dtype="float64")[:, None]
+        numbers = _by_outcome(values, fit, outcome) if values.dtype == "str" else values
+        column = numbers.to_numpy(dtype="float64")[:, None]
         score = _score(column[fit], outcome[fit], column[judge], outcome[judge], task)
         if score > limit:
             raise InputError(
                 f"feature '{name}' alone scores {score:.4f}, above preprocess.suspicious_score = {limit}: expected no "
                 "feature to give the target away; remove it from the features, or raise the limit if it is honest"
             )
+
+
+def _by_outcome(values: pd.Series, fit: np.ndarray, outcome: np.ndarray) -> pd.Series:
+    """Categories as the mean outcome of the rows to fit to, so that a tree splits between any two sets of them."""
+    means = pd.Series(pd.factorize(outcome, sort=True)[0][fit]).groupby(values.iloc[fit].to_numpy()).mean()
+    return values.map(means)
 
 
 def _sample(outcome: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +48,9 @@ def _sample(outcome: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 def _score(known: np.ndarray, outcome: np.ndarray, asked: np.ndarray, truth: np.ndarray, task: Task) -> float:
     if task == "regression":
-        regressor = DecisionTreeRegressor(max_leaf_nodes=256, random_state=0).fit(known, outcome)
+        regressor = DecisionTreeRegressor(random_state=0).fit(known, outcome)
         return float(r2_score(truth, regressor.predict(asked)))
-    tree = DecisionTreeClassifier(max_leaf_nodes=64, random_state=0).fit(known, outcome)
+    tree = DecisionTreeClassifier(random_state=0).fit(known, outcome)
     if len(np.unique(truth)) < 2:  # a class of one row
         return 0.0
     if task == "multiclass":

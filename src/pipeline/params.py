@@ -17,6 +17,7 @@ class Params(BaseModel):
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
+SECTIONS = ("ingest", "preprocess", "tune", "train", "evaluate")
 Section = TypeVar("Section", bound=Params)
 
 
@@ -32,6 +33,8 @@ def read_section(path: Path, name: str, model: type[Section]) -> Section:
         raise InputError(f"{path}: expected YAML, got a file that does not parse: {error}; correct it") from error
     if not isinstance(sections, dict) or not isinstance(sections.get(name), dict):
         raise InputError(f"{path}: expected a section '{name}' with keys, found none; restore it")
+    if unknown := sorted(map(str, set(sections) - set(SECTIONS))):
+        raise InputError(f"{path}: expected the sections {list(SECTIONS)}, got {unknown} too; remove, or correct them")
     try:
         return model.model_validate(sections[name])
     except ValidationError as error:

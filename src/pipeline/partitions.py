@@ -15,6 +15,8 @@ from pipeline.verify import check_columns
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine"
+# DVC may have recorded the damage before a stage saw it.
+RESTORE = "run `git checkout data.dvc && dvc checkout --force data.dvc`, or ingest again"
 
 
 def read_manifest(data: Path) -> dict[str, Any]:
@@ -24,10 +26,11 @@ def read_manifest(data: Path) -> dict[str, Any]:
         raise InputError(f"expected the manifest {path}, found none; run `dvc pull data.dvc`, or ingest again")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        _ = manifest["periods"].items()
+        _ = [(entry["rows"], entry["reasons"], entry["sha256"]) for entry in manifest["periods"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: expected JSON with the key 'periods', got something else ({error!r}); run `dvc checkout data.dvc`"
+            f"{path}: expected JSON with 'periods', each with 'rows', 'reasons' and 'sha256', got something else "
+            f"({error!r}); {RESTORE}"
         ) from error
     return manifest
 
@@ -51,7 +54,7 @@ def _check_files(data: Path, periods: Sequence[str]) -> None:
     if not periods or found != set(periods):
         raise InputError(
             f"{data}: expected the partitions {list(periods)} of its manifest; missing {sorted(set(periods) - found)}, "
-            f"not in the manifest {sorted(found - set(periods))}; run `dvc checkout data.dvc`, or ingest again"
+            f"not in the manifest {sorted(found - set(periods))}; {RESTORE}"
         )
 
 
@@ -73,7 +76,7 @@ def _read(path: Path, contract: Contract, recorded: str) -> pd.DataFrame:
     except Exception as error:  # pyarrow raises whatever it meets
         raise InputError(
             f"{path}: expected a Parquet file, got {path.stat().st_size} bytes that do not read as one ({error}); "
-            "run `dvc checkout data.dvc`, or ingest again"
+            f"{RESTORE}"
         ) from error
     check_columns(table, contract, source=str(path))
     if table.empty:

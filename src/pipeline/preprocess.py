@@ -77,6 +77,12 @@ def preprocess(
     labels = _split(table[_split_columns(contract)].dropna(subset=contract.target.name), contract, params.split)
     splits = {name: _prepare(table.loc[labels.index[labels == name]], contract, features) for name in SPLITS}
     _check_splits(splits, contract)
+    empty = [name for name, values in features_of(splits["train"]).items() if values.isna().all()]
+    if empty:
+        raise InputError(
+            f"the train split: expected values of every feature, got none of {empty} in {len(splits['train']):,} rows; "
+            "move the periods of preprocess.split in params.yaml, or remove the feature"
+        )
     check_single_features(
         features_of(splits["train"]), splits["train"][contract.target.name], contract.task, params.suspicious_score
     )

@@ -66,12 +66,14 @@ def train(
 ) -> dict[str, bytes]:
     """The bundle, file name to content: fitted on the training rows, calibrated and given a threshold on the
     validation rows. `best` is what `tune` found, `lineage` what the bundle is made from."""
+    costs = _costs(params, contract.task)
+    learned, judged = as_arrays(features_of(train_rows)), as_arrays(features_of(validation_rows))
+    keys = {"naive": [], "simple": _known(params.baseline_keys, learned)}
     spec = feature_spec(features_of(train_rows))
     fit, judge = (model_inputs(rows, contract, spec) for rows in (train_rows, validation_rows))
     estimator = candidates[best["candidate"]].build(best["params"], spec, contract.task, params.seed)
     estimator.fit(fit.matrix, fit.target)
     model = calibrate(estimator, judge, contract.task)
-    costs = _costs(params, contract.task)
     scores = sklearn_scores(model, judge.matrix)
     threshold = cheapest_threshold(judge.target, scores[:, 0], costs) if costs else None
     exported = export(model, judge, threshold, params.seed)
@@ -98,9 +100,7 @@ def train(
         "tolerance": TOLERANCE,
         "max_difference": exported.max_difference,
     }
-    learned, judged = as_arrays(features_of(train_rows)), as_arrays(features_of(validation_rows))
     outcomes = one_hot(fit.target, contract.task, classes)
-    keys = {"naive": [], "simple": _known(params.baseline_keys, learned)}
     baselines = {name: fit_baseline(learned, outcomes, by) for name, by in keys.items()}
     if costs:
         for baseline in baselines.values():
@@ -183,5 +183,7 @@ def _check_features(made: np.ndarray, expected: np.ndarray, spec: tuple[Feature,
 def _known(keys: list[str], features: Mapping[str, np.ndarray]) -> list[str]:
     unknown = [key for key in keys if key not in features]
     if unknown:
-        raise InputError(f"train.baseline_keys: {unknown} are no features; expected some of {list(features)}")
+        raise InputError(
+            f"train.baseline_keys: {unknown} are no features; name some of {list(features)} in params.yaml"
+        )
     return keys

@@ -85,6 +85,7 @@ def make_folds(train: pd.DataFrame, contract: Contract, count: int, seed: int) -
     or plain K-fold. InputError where a fold has nothing to fit or score.
     """
     rows, target = np.zeros(len(train)), train[contract.target.name].to_numpy()
+    features = features_of(train)
     groups = contract.having("entity")
     try:
         if contract.time is not None:
@@ -99,6 +100,12 @@ def make_folds(train: pd.DataFrame, contract: Contract, count: int, seed: int) -
         raise InputError(f"expected training rows for {count} folds ({error}); lower tune.folds") from error
     for number, (fit, scored) in enumerate(folds, start=1):
         values = np.unique(target[fit])
+        empty = [name for name, column in features.items() if column.iloc[fit].isna().all()]
+        if empty:
+            raise InputError(
+                f"fold {number} of {count}: expected values of every feature to fit, got none of {empty} in "
+                f"{len(fit):,} rows; lower tune.folds, or train on a longer period"
+            )
         if not len(scored) or len(values) < 2:
             raise InputError(
                 f"fold {number} of {count}: expected rows to score, and two values of '{contract.target.name}' to fit, "

@@ -25,11 +25,13 @@ def check_columns(table: pd.DataFrame, contract: Contract, *, source: str) -> No
             f"{source}: expected the {len(expected)} columns of the contract; "
             f"missing {missing}, not in the contract {extra}{renamed}; {_EDIT_SCHEMA}"
         )
-    for name, field in contract.schema.columns.items():
-        if not field.dtype.check(Engine.dtype(table[name].dtype)):
+    for column in contract.columns:
+        field, came = contract.schema.columns[column.name], table[column.name].dtype
+        expected_type = "datetime64[us]" if column.kind == "time" else str(field.dtype)
+        fits = str(came) == expected_type if column.kind == "time" else field.dtype.check(Engine.dtype(came))
+        if not fits:
             raise InputError(
-                f"{source}: expected column '{name}' to be of type {field.dtype}, got {table[name].dtype}; "
-                f"{_EDIT_SCHEMA}"
+                f"{source}: expected column '{column.name}' to be of type {expected_type}, got {came}; {_EDIT_SCHEMA}"
             )
 
 

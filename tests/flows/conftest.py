@@ -13,7 +13,7 @@ import pytest
 from flows import environment, server
 
 REPOSITORY = Path(__file__).parents[2]
-MACHINERY = ["flows/__init__.py", "flows/stage.py", "flows/server.py"]
+MACHINERY = ["flows/__init__.py", "flows/files.py", "flows/stage.py", "flows/server.py"]
 MACHINERY += ["src/pipeline/__init__.py", "src/pipeline/errors.py"]
 TRACKING = """
 def check_server(): pass

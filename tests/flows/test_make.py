@@ -70,7 +70,8 @@ SYNC = "pip sync --quiet --require-hashes --compile-bytecode --python .venv/bin/
 
 def test_make_alone_lists_the_commands(clone: Clone) -> None:
     listed = clone.make().stdout.splitlines()
-    assert [line.split()[1] for line in listed] == ["repro", "test", "check", "ui", "schedule", "lock", "clean"]
+    commands = ["repro", "test", "check", "bench", "ui", "schedule", "lock", "clean"]
+    assert [line.split()[1] for line in listed] == commands
     assert all(len(line.split()) > 4 for line in listed)
     assert sorted(path.name for path in clone.path.iterdir()) == [".git", "Makefile", "requirements.lock"]
 

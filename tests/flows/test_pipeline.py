@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import server
+from flows import repro, server
 
 REPOSITORY = Path(__file__).parents[2]
 INGEST = """
@@ -50,6 +50,11 @@ STAGES = {
         "outs": ["reports/summary.md"],
     }
 }
+TRACKING = """
+    def check_server(): pass
+    def log_stage(*_): pass
+    def complete(): print("completed"); return []
+"""
 SAVE_BLOCK = """
 import sys
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
@@ -82,7 +87,7 @@ def project(served):
     """A repository whose schedule is due every few seconds, with a source of four months, the last of them bad."""
     for name in ("flows/pipeline.py", "flows/repro.py", "flows/repository.py", "prefect.toml"):
         served.write(name, (REPOSITORY / name).read_text())
-    served.write("flows/tracking.py", "def check_server(): pass\ndef log_stage(*_): pass\ndef complete(): return []\n")
+    served.write("flows/tracking.py", TRACKING)
     served.write("flows/ingest.py", INGEST)
     served.write("flows/evaluate.py", EVALUATE)
     served.write("held.txt", "2013-01")
@@ -111,6 +116,7 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
         process.send_signal(signal.SIGINT)
         process.wait(30)
     assert server.recorded() == project.url
+    assert "completed" in log.read_text()
     ended = {"any_": ["COMPLETED", "FAILED"]}
     runs = project.api("flow_runs", flows={"name": {"any_": ["pipeline"]}}, flow_runs={"state": {"type": ended}})
     runs.sort(key=lambda run: run["start_time"])
@@ -124,6 +130,17 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
     assert received[0]["subject"] == "pipeline went wrong"
     assert "expected `dvc repro` to succeed" in received[0]["body"]
     assert runs[1]["id"] in received[0]["body"]
+
+
+def test_an_mlflow_that_fails_is_said_with_the_command_that_logs_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> list[str]:
+        raise OSError("no room")
+
+    monkeypatch.setattr(repro.tracking, "complete", fail)
+    repro.log_missing()
+    assert "MLflow did not take all of the run (no room); `python -m flows.tracking` logs" in capsys.readouterr().out
 
 
 def until(true: Any, log: Path) -> None:

@@ -14,7 +14,8 @@ TRAIN = """
     import json, os
     from pathlib import Path
     import yaml
-    from flows.stage import run, written_whole
+    from flows.files import written_whole
+    from flows.stage import run
 
     def train() -> None:
         data = float(Path("data/number.txt").read_text())

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.stage import io, written_whole
+from flows.files import written_whole
+from flows.stage import io
 
 TOY = """
     '''The toy stage.'''

@@ -306,6 +306,21 @@ def test_complete_leaves_out_stages_whose_files_are_not_those_of_dvc_lock() -> N
 
 
 @pytest.mark.usefixtures("repository")
+def test_completion_as_a_command_says_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking._main()
+    assert named("evaluate").info.status == "FINISHED"
+    assert capsys.readouterr().out == "MLflow has every stage that dvc.lock records\n"
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("resamples: 5", "resamples: 6"))
+    with pytest.raises(SystemExit, match=r"tracking: expected .* those of evaluate are absent or others.*; run `dvc"):
+        tracking._main()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(SystemExit, match="tracking: expected an MLflow server"):
+        tracking._main()
+
+
+@pytest.mark.usefixtures("repository")
 def test_cached_stages_are_linked_and_not_logged_again() -> None:
     log_all()
     first = parents()[0]

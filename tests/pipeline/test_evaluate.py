@@ -49,7 +49,7 @@ CURVES = {
 def test_every_task_has_its_files(tmp_path: Path, task: str) -> None:
     evaluation = judge(tmp_path, task)
     files = report_files(evaluation, make_contract(task))
-    assert set(files) == {"metrics.json", "summary.md", *(f"curves/{name}.csv" for name in CURVES[task])}
+    assert set(files) == {"metrics.json", "summary.md", "curves.svg", *(f"curves/{name}.csv" for name in CURVES[task])}
     metrics = json.loads(files["metrics.json"])
     assert list(metrics) == ["model", "simple", "naive", *(["no_model"] if task == "binary" else [])]
     for found in metrics.values():

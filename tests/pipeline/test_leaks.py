@@ -45,3 +45,13 @@ def test_a_leak_of_rare_positives_is_found_in_many_rows() -> None:
 def test_one_positive_alone_accuses_nobody() -> None:
     single = pd.Series(np.eye(1, N)[0])
     check_single_features(pd.DataFrame({"honest": HONEST}), single, "binary", 0.99)
+
+
+def test_a_category_of_many_values_and_a_sawtooth_that_give_the_target_away_are_named() -> None:
+    generator = np.random.default_rng(1)
+    codes = generator.integers(0, 300, 6_000)
+    outcome = pd.Series((codes % 2).astype("float64"))
+    ticket = pd.Series([f"ticket {code}" for code in codes], dtype="str")
+    for leak in (ticket, pd.Series(codes.astype("float64"))):
+        with pytest.raises(InputError, match="'leak' alone scores"):
+            check_single_features(pd.DataFrame({"leak": leak}), outcome, "binary", 0.99)

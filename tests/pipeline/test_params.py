@@ -9,7 +9,7 @@ from pydantic import Field
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateParams
 from pipeline.ingest import IngestParams
-from pipeline.params import Params, Seed, read_section
+from pipeline.params import SECTIONS, Params, Seed, read_section
 from pipeline.preprocess import PreprocessParams
 from pipeline.train import TrainParams
 from pipeline.tune import TuneParams
@@ -22,6 +22,17 @@ STAGES: dict[str, type[Params]] = {
     "train": TrainParams,
     "evaluate": EvaluateParams,
 }
+
+
+@pytest.fixture(autouse=True)
+def section_of_these_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.params.SECTIONS", (*SECTIONS, "stage", "other"))
+
+
+def test_an_unknown_section_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("stage: {}\nstrange: {a: 1}\n")
+    with pytest.raises(InputError, match=r"got \['strange'\] too"):
+        read_section(tmp_path / "params.yaml", "stage", Params)
 
 
 class Inner(Params):

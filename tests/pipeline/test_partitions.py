@@ -21,7 +21,7 @@ def record(data: Path, period: str, content: bytes) -> None:
     """Put a partition there, and its hash into the manifest."""
     (data / f"{period}.parquet").write_bytes(content)
     manifest = json.loads((data / "manifest.json").read_text())
-    manifest["periods"][period] = {"sha256": sha256(content)}
+    manifest["periods"][period] = {"rows": 1, "reasons": {}, "sha256": sha256(content)}
     (data / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -66,7 +66,9 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(data: Path) -> None:
 
 def test_a_file_that_is_gone_is_missed(data: Path) -> None:
     (data / "2020-03.parquet").unlink()
-    with pytest.raises(InputError, match=r"missing \['2020-03'\], not in the manifest \[\]; run `dvc checkout"):
+    with pytest.raises(
+        InputError, match=r"missing \['2020-03'\], not in the manifest \[\]; run `git checkout data.dvc"
+    ):
         read_partitions(data, CONTRACT)
 
 
@@ -92,7 +94,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"periods": 3}'])
 def test_a_manifest_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"manifest\.json: expected JSON with the key 'periods'"):
+    with pytest.raises(InputError, match=r"manifest\.json: expected JSON with 'periods'"):
         read_manifest(tmp_path)
 
 

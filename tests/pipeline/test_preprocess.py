@@ -174,3 +174,13 @@ def test_a_split_by_time_needs_a_time() -> None:
 def test_a_split_by_group_needs_an_entity() -> None:
     with pytest.raises(InputError, match=r"one column with the role 'entity', found \[\]"):
         run(make_table(), make_contract(entity=False), method="group", **DRAWN)
+
+
+def test_a_feature_without_a_value_in_training_is_named() -> None:
+    table = make_table()
+    early = table["read_at"] < pd.Timestamp("2020-04")
+    table["temperature"] = table["temperature"].mask(early)
+    with pytest.raises(
+        InputError, match=r"the train split: expected values of every feature, got none of \['temperature"
+    ):
+        run(table)

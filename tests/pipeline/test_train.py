@@ -201,7 +201,7 @@ def test_costs_that_do_not_fit_the_target_are_refused(task: str, costs: Any, mes
 
 
 def test_an_unknown_baseline_key_is_refused() -> None:
-    with pytest.raises(InputError, match=r"baseline_keys: \['colour'\] are no features; expected some of \['site'"):
+    with pytest.raises(InputError, match=r"baseline_keys: \['colour'\] are no features; name some of \['site'"):
         run(params=train_params(baseline_keys=["site", "colour"]))
 
 

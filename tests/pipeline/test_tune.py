@@ -219,3 +219,13 @@ def test_settings_may_be_of_every_kind(tmp_path: Path) -> None:
     found = search(tmp_path / "j.log", params=params, candidates={"mine": Candidate(space, build)})
     assert set(found.best["params"]) == {"C", "fit_intercept", "max_iter"}
     assert isinstance(pd.Series(found.best["params"])["fit_intercept"], bool)
+
+
+def test_a_feature_without_a_value_in_an_early_fold_is_named() -> None:
+    rows = prepared().train
+    early = rows["read_at"] <= rows["read_at"].quantile(0.9)
+    rows = rows.assign(**{"feature.temperature": rows["feature.temperature"].mask(early)})
+    with pytest.raises(
+        InputError, match=r"fold 1 of 2: expected values of every feature to fit, got none of \['temper"
+    ):
+        make_folds(rows, make_contract(), 2, seed=0)

@@ -128,3 +128,11 @@ def test_rows_of_no_known_file_are_named_by_number() -> None:
     table = make_table(20)
     table.loc[13, "cycles"] = -4
     assert "(first: row 13, -4)" in describe(violations(table, CONTRACT), table, [])
+
+
+def test_a_time_of_another_unit_is_refused() -> None:
+    contract, rows = make_contract(), make_table()
+    time = contract.time
+    assert time is not None
+    with pytest.raises(InputError, match=r"to be of type datetime64\[us\], got datetime64\[ns\]"):
+        check_columns(rows.astype({time.name: "datetime64[ns]"}), contract, source="x.parquet")

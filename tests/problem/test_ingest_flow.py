@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clones import Clone
+from tests.clones import ROOT, Clone
 
 
 def ingest(clone: Clone, first: str, last: str, check: bool = True) -> str:
@@ -48,6 +48,38 @@ def test_next_period_joins_those_held_and_shared_bytes_stay(empty: Clone) -> Non
     after = files(empty)
     assert sorted(set(after) - set(before)) == ["data/2013-02.parquet", "data/quarantine/2013-02.parquet"]
     assert after["data/2013-01.parquet"] == before["data/2013-01.parquet"]
+
+
+NEXT = "from flows.ingest import ingest_next; from flows.stage import run; run(ingest_next, tracked=False)"
+
+
+def ingest_next(clone: Clone) -> str:
+    done = clone.run(str(ROOT / ".venv/bin/python"), "-c", NEXT, check=False, PYTHONPATH=".:src")
+    return done.stdout + done.stderr
+
+
+def test_what_data_dvc_records_must_be_pulled_before_the_month_after_is_taken_in(clone: Clone) -> None:
+    before = (clone.path / "data.dvc").read_bytes()
+    remedy = "data/: expected the periods that data.dvc records, found none; run `dvc pull data.dvc`"
+    assert f"ingest: {remedy}" in ingest(clone, "2013-11", "2013-11", check=False)
+    assert remedy in ingest_next(clone)
+    assert (clone.path / "data.dvc").read_bytes() == before
+    assert not (clone.path / "data").exists()
+
+    clone.dvc("pull", "data.dvc")
+    held = files(clone)
+    assert "2013-11: new" in ingest_next(clone)
+    new = {"data/2013-11.parquet", "data/quarantine/2013-11.parquet"}
+    assert files(clone).keys() - held.keys() <= new
+    assert (clone.path / "data/2013-11.parquet").is_file()
+    assert (clone.path / "data.dvc").read_bytes() != before
+
+
+def test_data_that_dvc_does_not_take_is_said_in_one_line(empty: Clone) -> None:
+    (empty.path / ".dvc/config").write_text("no section")
+    said = ingest(empty, "2013-02", "2013-02", check=False)
+    assert "ingest: expected `dvc add --quiet data` to succeed" in said
+    assert "Traceback" not in said
 
 
 def test_too_many_bad_rows_and_an_unknown_period_fail_and_write_nothing(empty: Clone) -> None:

@@ -10,11 +10,6 @@ import pytest
 from tests.clones import Clone, make_clone
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    return make_clone(tmp_path / "clone")
-
-
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Clone]:
     """Makes clones of the flights with two months of data and a short search."""

@@ -1,8 +1,8 @@
 """What is known of each column of the raw table, read from the problem's pandera model. Change here to teach the
 contract a new kind of column or a new role."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -26,12 +26,15 @@ def column(
     unit: str | None = None,
     open_categories: bool = False,
     observed_at: str | None = None,
+    spans: Mapping[str, float] | None = None,
     **checks: Any,
 ) -> Any:
     """Describe one column of the raw table; `checks` are those of `pandera.Field` (ge, le, isin, nullable).
 
     A category is closed where `isin` lists its values, and otherwise must say `open_categories=True`: values never
     seen before are then kept and counted. `observed_at` names the column that holds when this one was observed.
+    `spans` names stretches of a number by where each begins ({"night": 0, "day": 360}), for slices and groups; those of
+    a number with many values and no spans are its quarters.
     """
     described = {
         "roles": tuple(roles),
@@ -39,6 +42,7 @@ def column(
         "unit": unit,
         "open": open_categories,
         "observed_at": observed_at,
+        "spans": spans,
     }
     return pa.Field(description=description, metadata=described, **checks)
 
@@ -58,6 +62,7 @@ class Column:
     maximum: float | None
     categories: tuple[str, ...] | None  # of a closed category
     observed_at: str | None
+    spans: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,13 @@ class Contract:
         for column in columns:
             contract._check(column)
         return contract
+
+    def only(self, names: Collection[str]) -> "Contract":
+        """The same contract for a table that has but these of its columns, without the rules for the whole table."""
+        kept = tuple(c for c in self.columns if c.name in names)
+        schema = self.schema.select_columns([c.name for c in kept])
+        schema.checks = []
+        return replace(self, columns=kept, schema=schema)
 
     def having(self, role: Role) -> tuple[Column, ...]:
         """The columns that have a role, in the order of the table."""
@@ -161,4 +173,5 @@ def _column(name: str, field: pa.Column) -> Column:
         maximum=limits.get("max_value") if limited else None,
         categories=categories,
         observed_at=described["observed_at"],
+        spans=described["spans"],
     )

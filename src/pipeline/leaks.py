@@ -12,22 +12,27 @@ _SAMPLE = 10_000
 
 
 def check_single_features(features: pd.DataFrame, target: pd.Series, task: Task, limit: float) -> None:
-    """Refuse a feature that alone scores above `limit`: on real problems, the target under another name.
-
-    The score is that of a tree, fitted on every other row of a sample (as many of each class) and judged on the
-    rest: ROC AUC for a binary target, balanced accuracy for classes, R2 for a number.
-    """
-    outcome = target.to_numpy()
-    fit, judge = _sample(outcome, task)
-    for name, values in features.items():
-        numbers = _by_outcome(values, fit, outcome) if values.dtype == "str" else values
-        column = numbers.to_numpy(dtype="float64")[:, None]
-        score = _score(column[fit], outcome[fit], column[judge], outcome[judge], task)
+    """Refuse a feature that alone scores above `limit`: on real problems, the target under another name."""
+    for name, score in single_feature_scores(features, target, task).items():
         if score > limit:
             raise InputError(
                 f"feature '{name}' alone scores {score:.4f}, above preprocess.suspicious_score = {limit}: expected no "
                 "feature to give the target away; remove it from the features, or raise the limit if it is honest"
             )
+
+
+def single_feature_scores(features: pd.DataFrame, target: pd.Series, task: Task) -> dict[str, float]:
+    """How well each feature predicts alone: the score of a tree, fitted on every other row of a sample (as many of
+    each class) and judged on the rest. ROC AUC for a binary target, balanced accuracy for classes, R2 for a number.
+    """
+    outcome = target.to_numpy()
+    fit, judge = _sample(outcome, task)
+    scores = {}
+    for name, values in features.items():
+        numbers = _by_outcome(values, fit, outcome) if values.dtype == "str" else values
+        column = numbers.to_numpy(dtype="float64")[:, None]
+        scores[str(name)] = _score(column[fit], outcome[fit], column[judge], outcome[judge], task)
+    return scores
 
 
 def _by_outcome(values: pd.Series, fit: np.ndarray, outcome: np.ndarray) -> pd.Series:

@@ -17,7 +17,7 @@ class Params(BaseModel):
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
-SECTIONS = ("ingest", "preprocess", "tune", "train", "evaluate")
+SECTIONS = ("ingest", "preprocess", "tune", "train", "evaluate", "inspect")
 Section = TypeVar("Section", bound=Params)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.contract import Contract
+from pipeline.contract import Column, Contract
 
 _PATTERNS = 10
 _TUKEY = 3.0  # whiskers of "far out" values: Tukey, Exploratory Data Analysis, 1977
@@ -27,15 +27,18 @@ def quality_report(
         # A key that stands twice has failed the verification.
         "duplicated_rows": 0 if contract.keys else int(table.duplicated().sum()),
         "quarantined": {period: dict(reasons) for period, reasons in quarantined.items() if reasons},
-        "columns": {c.name: _describe(table[c.name], c.kind) for c in contract.columns},
+        "columns": {c.name: _describe(table[c.name], c) for c in contract.columns},
         "null_patterns": _null_patterns(table),
         "splits": {name: _describe_split(rows, contract) for name, rows in splits.items()},
         "unseen_categories": _unseen(splits, contract),
     }
 
 
-def _describe(values: pd.Series, kind: str) -> dict[str, Any]:
+def _describe(values: pd.Series, column: Column) -> dict[str, Any]:
+    kind = column.kind
     described: dict[str, Any] = {"kind": kind, "null_share": _round(values.isna().mean())}
+    if "entity" in column.roles:  # a report names nobody
+        return described | {"distinct": int(values.nunique())}
     if kind in ("number", "integer"):
         low, middle, high = np.nanquantile(values.to_numpy(dtype="float64"), [0.25, 0.5, 0.75])
         reach = _TUKEY * (high - low)

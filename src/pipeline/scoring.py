@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+TOLERANCE = 1e-9  # between the trained pipeline and the bundle: rounding of doubles, and nothing more
+
 Columns = Mapping[str, np.ndarray]
 Features = Callable[[Columns], dict[str, np.ndarray]]
 Model = Callable[[np.ndarray], np.ndarray]
@@ -98,3 +100,11 @@ class Scorer:
     def score(self, columns: Columns) -> np.ndarray:
         """Scores, float64 [n, k]: the probability of the positive class (k = 1), of each class, or the prediction."""
         return self.model(encode(self.features(columns), self.spec))
+
+    def golden_gap(self, golden: Mapping[str, Any]) -> float:
+        """The largest difference between the scores of `golden.json` and those that its rows get here; of a prediction
+        relative to max(1, its size). Beyond `TOLERANCE`, no service may use the bundle."""
+        expected = np.array(golden["scores"], dtype="float64")
+        made = self.score(parse_columns(golden["rows"], self.contract["inputs"]))
+        scale = np.maximum(1, np.abs(expected)) if self.contract["task"] == "regression" else 1.0
+        return float(np.max(np.abs(made - expected) / scale))

@@ -23,9 +23,7 @@ from pipeline.params import Params, Seed
 from pipeline.parity import edge_rows, measure, sklearn_scores
 from pipeline.prepared import Inputs, as_arrays, feature_spec, features_of, model_inputs
 from pipeline.reference import reference
-from pipeline.scoring import Feature, Features, encode, parse_columns
-
-TOLERANCE = 1e-9  # between the trained pipeline and the bundle: rounding of doubles, and nothing more
+from pipeline.scoring import TOLERANCE, Feature, Features, encode, parse_columns
 
 
 class CostParams(Params):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from pipeline.errors import InputError
 from pipeline.params import Params, Seed
 from pipeline.parity import sklearn_scores
 from pipeline.prepared import Inputs, feature_spec, features_of, model_inputs
+
+_FOLDS_AT_ONCE = 2
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
@@ -148,16 +151,18 @@ def _score(
 ) -> list[float]:
     name = trial.suggest_categorical("candidate", params.candidates)
     settings = candidates[name].space(trial)
-    scores = []
-    for fit, score in folds:
+
+    def scored(fold: tuple[np.ndarray, np.ndarray]) -> float:
+        fit, score = fold
         estimator = candidates[name].build(settings, inputs.spec, contract.task, params.seed)
         estimator.fit(inputs.matrix[fit], inputs.target[fit])
         predicted = sklearn_scores(estimator, inputs.matrix[score])
         if contract.task == "regression":
-            scores.append(float(root_mean_squared_error(inputs.target[score], predicted[:, 0])))
-        else:
-            scores.append(_log_loss(inputs, score, predicted, estimator.classes_))
-    return scores
+            return float(root_mean_squared_error(inputs.target[score], predicted[:, 0]))
+        return _log_loss(inputs, score, predicted, estimator.classes_)
+
+    with ThreadPoolExecutor(_FOLDS_AT_ONCE) as pool:  # each on a thread of its own: the same scores, sooner
+        return list(pool.map(scored, folds))
 
 
 def _log_loss(inputs: Inputs, rows: np.ndarray, predicted: np.ndarray, known: np.ndarray) -> float:

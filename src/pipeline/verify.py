@@ -11,6 +11,7 @@ from pandera.engines.pandas_engine import Engine
 from pipeline.contract import Contract
 from pipeline.errors import InputError
 
+LATE = "observed at least"  # begins the reason of what was observed too late
 _EDIT_SCHEMA = "fix the source, or describe what it now sends in src/problem/schema.py"
 
 
@@ -86,7 +87,7 @@ def _seen_too_late(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:
     for column in contract.having("observed_at"):
         assert contract.time is not None  # noqa: S101 - Contract.of has seen to it
         late = table[column.name] > table[contract.time.name] - contract.lead
-        reason = f"observed at least {contract.lead} before {contract.time.name}"
+        reason = f"{LATE} {contract.lead} before {contract.time.name}"
         found.append(_found(table.index[late], column.name, table.loc[late, column.name], reason))
         for value in (c for c in contract.columns if c.observed_at == column.name):
             unseen = table[column.name].isna() & table[value.name].notna()

@@ -25,7 +25,7 @@ class Flights(pa.DataFrameModel):
     )
     flight: int = column("Flight number", roles=["key"], ge=1, le=9999)
     tailnum: str = column("Tail number of the plane", roles=["entity"], open_categories=True, nullable=True)
-    origin: str = column("Airport of departure", roles=["feature", "slice"], isin=["EWR", "JFK", "LGA"])
+    origin: str = column("Airport of departure", roles=["feature", "slice", "sensitive"], isin=["EWR", "JFK", "LGA"])
     dest: str = column(
         "Airport of arrival, three-letter IATA code",
         roles=["feature"],
@@ -37,7 +37,12 @@ class Flights(pa.DataFrameModel):
     month: int = column("Month of departure", unit="month of the year", roles=["slice"], ge=1, le=12)
     weekday: int = column("Day of departure, Monday is 0", unit="day of the week", roles=["feature"], ge=0, le=6)
     departure_minute: int = column(
-        "Scheduled departure", unit="minute of the local day", roles=["feature", "slice"], ge=0, le=1439
+        "Scheduled departure",
+        unit="minute of the local day",
+        roles=["feature", "slice"],
+        ge=0,
+        le=1439,
+        spans={"night": 0, "morning": 6 * 60, "afternoon": 12 * 60, "evening": 18 * 60},
     )
     arrival_minute: int = column(
         "Scheduled arrival", unit="minute of the destination's local day", roles=["feature"], ge=0, le=1439
@@ -56,6 +61,7 @@ class Flights(pa.DataFrameModel):
         roles=["feature", "slice"],
         ge=1,
         le=5000,
+        spans={"small": 0, "middling": 100, "large": 400},
     )
 
     # The plane, where its register is known

@@ -40,7 +40,7 @@ clean: ## remove what the project made; data that only this folder holds stays
 	@if [ -x $(PY) ] && $(PY) -m dvc status --quiet --cloud --all-commits data.dvc 2>/dev/null; \
 	then rm -rf data .dvc/cache; \
 	else echo "data/ and .dvc/cache stay: no remote holds all of them, see \`dvc push\`"; fi
-	@rm -rf .venv .prefect .cache .tuning prepared tuning bundle reports mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
+	@rm -rf .venv .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
 	@find src flows tests -name __pycache__ -prune -exec rm -rf {} +
 
 clone:

@@ -15,8 +15,9 @@ from prefect import flow
 
 from flows import server
 from flows.ingest import ingest_next
-from flows.repro import dvc, log_missing
+from flows.repro import dvc, inspected, log_missing
 from flows.stage import artifact, say
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -35,7 +36,8 @@ def notice(flow: Any, flow_run: "FlowRun", state: "State[Any]") -> None:
 
 @flow(on_failure=[notice], on_crashed=[notice])
 def pipeline(until: str | None = None, notify: str | None = None) -> None:  # noqa: ARG001 - the notice reads it
-    """Take in the next period of the source, run what it touches, and show the report.
+    """Take in the next period of the source, run what it touches, show the report, and inspect the model: one that is
+    not airworthy fails the run.
 
     `until`: take in every period up to this one (as in 2013-12) instead. `notify`: a saved notification block, as in
     slack-webhook/on-call, that hears of failures.
@@ -47,6 +49,8 @@ def pipeline(until: str | None = None, notify: str | None = None) -> None:  # no
     dvc("repro")
     log_missing()
     artifact("report", Path("reports/summary.md").read_text())
+    if inspected():
+        raise InputError("expected an airworthy model, but the inspection did not pass it; see its verdicts")
 
 
 def schedule() -> None:

@@ -26,6 +26,10 @@ class Repository:
         """DVC's hash of the data."""
         return str(_read("data.dvc")["outs"][0]["md5"])
 
+    def has_data(self) -> bool:
+        """Whether the data on disk is that of data.dvc."""
+        return self._digest(Path("data")) == self.data
+
     @property
     def stages(self) -> list[str]:
         """The stages, in the order of dvc.yaml."""
@@ -56,9 +60,18 @@ class Repository:
 
     def agrees(self, stage: str, outputs: list[Path]) -> bool:
         """Whether the inputs of a stage, and these of its outputs, are on disk as dvc.lock records them."""
-        recorded = {Path(out["path"]): out["md5"] for out in self._locked.get(stage, {}).get("outs", [])}
-        same = all(path.exists() and self._digest(path) == recorded.get(path) for path in outputs)
-        return same and stage in self._locked and self._state(stage) == self._recorded(stage)
+        return not self.differing(stage, outputs)
+
+    def differing(self, stage: str, outputs: list[Path]) -> list[str]:
+        """The inputs of a stage, and those of these outputs, that are not as dvc.lock records them."""
+        if stage not in self._locked:
+            return [f"the stage {stage}"]
+        recorded = {Path(out["path"]): out["md5"] for out in self._locked[stage].get("outs", [])}
+        wrong = [str(path) for path in outputs if not path.exists() or self._digest(path) != recorded.get(path)]
+        now, then = self._state(stage), self._recorded(stage)
+        for part in ("deps", "params"):
+            wrong += [name for name in {**now[part], **then[part]} if now[part].get(name) != then[part].get(name)]
+        return wrong + [f"the command of {stage}"] * (now["cmd"] != then["cmd"])
 
     def _state(self, stage: str) -> dict[str, Any]:
         declared, recorded = self._declared[stage], self._recorded(stage)["deps"]

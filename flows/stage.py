@@ -25,18 +25,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def run(function: Callable[..., object], arguments: Mapping[str, Any] | None = None, *, tracked: bool = True) -> None:
-    """Run a flow as the one job of this program: exit with 1 and one line where an input is wrong.
+def run(
+    function: Callable[..., object],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    tracked: bool = True,
+    failed: int = 1,
+) -> None:
+    """Run a flow as the one job of this program: exit with the number that it returns, or with `failed` where it
+    raises, and one line where an input is wrong.
 
     `tracked`: whether it is a stage of the pipeline, whose outputs go to MLflow.
     """
-    name = function.__name__
+    name, work = function.__name__, _Work(function, arguments or {})
     try:
-        url = _run(_Work(function, arguments or {}), tracked=tracked)
-        code = 0
+        url = _run(work, tracked=tracked)
+        code = work.result or 0
     except Exception as error:
         url = os.environ.get("PREFECT_API_URL")
-        code = 1
+        code = failed
         if isinstance(error, InputError):
             sys.stderr.write(f"{name}: {error}\n")
         elif _disk_is_full(error):
@@ -50,6 +57,13 @@ def run(function: Callable[..., object], arguments: Mapping[str, Any] | None = N
         os._exit(code)
     if code:
         sys.exit(code)
+
+
+def run_stage(function: Callable[..., object]) -> None:
+    """Run a stage as the one job of this program; with a folder as its argument, into that one instead, untracked: for
+    an inspection, which makes again what is recorded."""
+    folder = dict(zip(["folder"], sys.argv[1:], strict=False))
+    run(function, folder, tracked=not folder)
 
 
 def io(function: Callable[P, T]) -> Callable[P, T]:

@@ -96,6 +96,15 @@ def complete() -> list[str]:
         return left
 
 
+def log_inspection(folder: Path, verdict: Mapping[str, Any]) -> None:
+    """Log an inspection on the run of the pipeline: its files, and the verdict as tags."""
+    with _tracking() as tracking:
+        pipeline = tracking.pipeline(Repository())
+        tracking.client.log_artifacts(pipeline.info.run_id, str(folder), folder.name)
+        tags = {"airworthy": str(verdict["airworthy"]).lower(), "bundle": verdict["bundle"]}
+        tracking.log(pipeline, tags=tags | {f"gate.{g['gate']}": str(g["passed"]).lower() for g in verdict["gates"]})
+
+
 @dataclass(frozen=True)
 class Tracking:
     """One experiment in an MLflow store."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from flows.files import write_whole
-from flows.stage import io, run, say
+from flows.stage import io, run_stage, say
 from pipeline.canonical import file_hash
 from pipeline.lineage import lineage
 from pipeline.params import read_section
@@ -23,7 +23,7 @@ FILES = {
 }
 
 
-def train() -> None:
+def train(folder: str = "bundle") -> None:
     """Fit the chosen candidate, calibrate it, set its threshold, and export the bundle."""
     params = read_section(Path("params.yaml"), "train", TrainParams)
     splits = {name: io(read_prepared)(FILES[name]) for name in ("train", "validation")}
@@ -38,11 +38,11 @@ def train() -> None:
         features_hash=file_hash(Path("src/problem/features.py")),
         lineage=lineage(splits, contract=CONTRACT, files=FILES, params=params.model_dump(), source=Path("src")),
     )
-    io(write_whole)(Path("bundle"), bundle)
+    io(write_whole)(Path(folder), bundle)
     contract = json.loads(bundle["contract.json"])
     reason = contract["runtime_reason"] and f": {contract['runtime_reason']}"
     say(f"runtime {contract['runtime']}{reason}, {sum(map(len, bundle.values())) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    run(train)
+    run_stage(train)

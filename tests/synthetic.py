@@ -4,6 +4,7 @@ import json
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.candidates import Candidate, positions
 from pipeline.canonical import parquet_bytes, sha256
 from pipeline.contract import Contract, column
+from pipeline.evaluate import EvaluateParams, Evaluation, evaluate
+from pipeline.prepared import SPLITS
 from pipeline.preprocess import Prepared, PreprocessParams, preprocess
+from pipeline.scoring import Scorer
 from pipeline.train import TrainParams, train
 
 TASKS = ("binary", "multiclass", "regression")
@@ -157,6 +161,15 @@ BEST = {
     "forest": {"candidate": "forest", "params": {}},
 }
 
+TRIALS = pd.DataFrame(
+    [
+        {"number": 0, "candidate": "linear", "score": 0.6, "params": '{"C": 0.01}'},
+        {"number": 1, "candidate": "linear", "score": 0.5, "params": '{"C": 1.0}'},
+        {"number": 2, "candidate": "boosting", "score": 0.4, "params": '{"max_leaf_nodes": 7}'},
+    ]
+)
+METRICS = {"binary": "roc_auc", "multiclass": "macro_roc_auc", "regression": "rmse"}
+
 
 def write_partitions(folder: Path, table: pd.DataFrame) -> Path:
     """The table as a file a month and a manifest, as ingest leaves them."""
@@ -212,3 +225,68 @@ def write_bundle(folder: Path, bundle: dict[str, bytes]) -> Path:
     for name, content in bundle.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+@cache
+def make_scorer(task: str = "binary", candidate: str = "boosting") -> Scorer:
+    """That bundle, loaded."""
+    with TemporaryDirectory() as folder:
+        return Scorer.load(write_bundle(Path(folder, "bundle"), make_bundle(task, candidate)), features)
+
+
+def splits(task: str = "binary") -> dict[str, pd.DataFrame]:
+    """The prepared readings by split."""
+    return {name: getattr(prepared(task), name) for name in SPLITS}
+
+
+def evaluate_params(task: str = "binary", **changed: Any) -> EvaluateParams:
+    """Parameters of evaluate that the made bundles pass with."""
+    less = task == "regression"
+    limits = {
+        "test_rows": 50,
+        "single_feature": 0.9,
+        "floor": 1.5 if less else 0.6,
+        "gain_over_naive": 0.0,
+        "gain_over_simple": 0.0,
+        "slice_floor": 2.0 if less else 0.5,
+        "group_gap": 0.6,
+        "calibration": 0.3,
+        "changed_by_noise": 0.05,
+    }
+    given = {
+        "metric": METRICS[task],
+        "margin": 0.01,
+        "resamples": 100,
+        "confidence": 0.9,
+        "seed": 0,
+        "slice_rows": 40,
+        "noise": 0.01,
+        "disturbed_share": 0.1,
+        "refit_rows": 200,
+        "limits": limits | changed.pop("limits", {}),
+        "waived": {},
+    }
+    return EvaluateParams.model_validate(given | changed)
+
+
+def make_evaluation(task: str = "binary", candidate: str = "boosting", **changed: Any) -> Evaluation:
+    """An evaluation of a made bundle; `changed` are parameters, or arguments of `evaluate`."""
+    arguments = ("splits", "contract", "scorer", "bundle", "candidates", "best", "trials")
+    given = {name: changed.pop(name) for name in arguments if name in changed}
+    made = make_bundle(task, candidate)
+    usual = {
+        "contract": make_contract(task),
+        "scorer": make_scorer(task, candidate),
+        "bundle": {name: json.loads(made[name]) for name in ("baseline.json", "golden.json")},
+        "candidates": CANDIDATES,
+        "best": BEST[candidate],
+        "trials": TRIALS,
+        "params": evaluate_params(task, **changed),
+    }
+    return evaluate(given.pop("splits", splits(task)), **usual | given)
+
+
+@cache
+def evaluation(task: str = "binary") -> Evaluation:
+    """The evaluation of the made bundle; not to be changed."""
+    return make_evaluation(task)

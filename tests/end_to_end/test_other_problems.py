@@ -24,7 +24,19 @@ PROBLEMS = {
         ["mean texture", "mean smoothness", "mean symmetry", "mean fractal dimension"],
         'bool = column("Whether the tumour is benign", roles=["target"], known="after")',
         True,
-        {"roc_auc", "pr_auc", "log_loss", "brier", "calibration_error", "cost_per_1000", "precision", "recall", "f1"},
+        {
+            "roc_auc",
+            "pr_auc",
+            "log_loss",
+            "brier",
+            "calibration_error",
+            "cost_per_1000",
+            "precision",
+            "recall",
+            "f1",
+            "false_positive_rate",
+            "selection_rate",
+        },
     ),
     "multiclass": Problem(
         "load_wine",
@@ -81,7 +93,8 @@ def read(period, contract):
 '''
 
 
-def replace_problem(clone: Clone, problem: Problem) -> None:
+def replace_problem(clone: Clone, kind_of_problem: str) -> None:
+    problem = PROBLEMS[kind_of_problem]
     folder = clone.path / "src/problem"
     columns = [name.replace(" ", "_") for name in problem.columns]
     described = "".join(f'    {name}: float = column("Measured", roles=["feature"])\n' for name in columns)
@@ -98,21 +111,34 @@ def replace_problem(clone: Clone, problem: Problem) -> None:
     )
     (folder / "models.py").write_text(dedent(MODELS).format(kind=kind, linear=linear, strength=strength).lstrip())
     (folder / "source.py").write_text(SOURCE.format(loader=problem.loader, columns=problem.columns).lstrip())
-    binary = problem.target.startswith("bool")
+    (clone.path / "docs/problem.md").write_text("# Samples\n\n## The question\n\nWhat is it?\n")
     clone.edit_params(
         preprocess__split={"method": "random", "validation_share": 0.25, "test_share": 0.25, "seed": 1},
         tune__candidates=["linear", "boosting"],
         tune__trials=4,
         train__baseline_keys=[],
-        train__costs={"missed": 5.0, "false_alarm": 1.0} if binary else None,
+        train__costs={"missed": 5.0, "false_alarm": 1.0} if kind_of_problem == "binary" else None,
+        evaluate__metric={"binary": "roc_auc", "multiclass": "macro_roc_auc"}.get(kind_of_problem, "rmse"),
         evaluate__resamples=100,
+        evaluate__refit_rows=100,
+        evaluate__limits={
+            "test_rows": 40,
+            "single_feature": 0.99,
+            "floor": 100.0 if kind_of_problem == "regression" else 0.5,
+            "gain_over_naive": 0.0,
+            "gain_over_simple": 0.0,
+            "slice_floor": 0.5,
+            "group_gap": 0.3,
+            "calibration": 0.9,
+            "changed_by_noise": 0.5,
+        },
     )
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_every_stage_runs_on_another_problem(clone: Clone, kind: str) -> None:
     problem = PROBLEMS[kind]
-    replace_problem(clone, problem)
+    replace_problem(clone, kind)
     clone.run("rm", "-rf", "data.dvc", "dvc.lock", ".dvc/store")
     clone.run(sys.executable, "-m", "flows.ingest", "--from", "all", "--to", "all")
     clone.dvc("repro")
@@ -124,6 +150,11 @@ def test_every_stage_runs_on_another_problem(clone: Clone, kind: str) -> None:
     better = "log_loss" if problem.classifier else "rmse"
     assert metrics["model"][better]["value"] < metrics["naive"][better]["value"]
     assert_logged_model_scores_golden_rows(clone)
+    inspected = clone.run(sys.executable, "-m", "flows.inspect")
+    assert "AIRWORTHY: bundle" in inspected.stdout
+    assert "first: no champion has flown yet" in inspected.stdout
+    page = (clone.path / "inspection/index.html").read_text()
+    assert "flight" not in page
 
 
 def assert_logged_model_scores_golden_rows(clone: Clone) -> None:

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from flows import repro, server
+from flows.pipeline import pipeline as scheduled
+from pipeline.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
 INGEST = """
@@ -85,10 +87,12 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 @pytest.fixture
 def project(served):
     """A repository whose schedule is due every few seconds, with a source of four months, the last of them bad."""
-    for name in ("flows/pipeline.py", "flows/repro.py", "flows/repository.py", "prefect.toml"):
+    copied = ("flows/pipeline.py", "flows/repro.py", "flows/repository.py", "src/pipeline/compare.py", "prefect.toml")
+    for name in copied:
         served.write(name, (REPOSITORY / name).read_text())
     served.write("flows/tracking.py", TRACKING)
     served.write("flows/ingest.py", INGEST)
+    served.write("flows/inspect.py", "print('AIRWORTHY')")
     served.write("flows/evaluate.py", EVALUATE)
     served.write("held.txt", "2013-01")
     served.write("dvc.yaml", yaml.safe_dump({"stages": STAGES}))
@@ -117,6 +121,7 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
         process.wait(30)
     assert server.recorded() == project.url
     assert "completed" in log.read_text()
+    assert "AIRWORTHY" in log.read_text()
     ended = {"any_": ["COMPLETED", "FAILED"]}
     runs = project.api("flow_runs", flows={"name": {"any_": ["pipeline"]}}, flow_runs={"state": {"type": ended}})
     runs.sort(key=lambda run: run["start_time"])
@@ -130,6 +135,19 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
     assert received[0]["subject"] == "pipeline went wrong"
     assert "expected `dvc repro` to succeed" in received[0]["body"]
     assert runs[1]["id"] in received[0]["body"]
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_model_that_is_not_airworthy_fails_the_scheduled_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/summary.md").write_text("# figures")
+    for name, answer in (("ingest_next", None), ("dvc", None), ("log_missing", None), ("inspected", code)):
+        monkeypatch.setattr(f"flows.pipeline.{name}", lambda *_, answer=answer: answer)
+    with pytest.raises(InputError, match="expected an airworthy model"):
+        scheduled.fn()
 
 
 def test_an_mlflow_that_fails_is_said_with_the_command_that_logs_the_rest(

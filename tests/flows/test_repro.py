@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.repro import inputs, largest_gap
+from flows.repro import inputs
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = """
@@ -24,6 +24,7 @@ TRAIN = """
         with written_whole(Path("bundle")) as bundle:
             bundle.mkdir()
             (bundle / "golden.json").write_text(json.dumps({"rows": [data], "scores": [[score]]}))
+            (bundle / "lineage.json").write_text(json.dumps({"platform": os.environ.get("PLATFORM", "one")}))
         with written_whole(Path("reports")) as reports:
             reports.mkdir()
             (reports / "summary.md").write_text(f"auc {score}")
@@ -42,16 +43,22 @@ def check_server(): pass
 def log_stage(stage, seconds): pass
 def complete(): print("completed"); return []
 """
+INSPECT = """
+import os, sys
+print("AIRWORTHY" if "GROUNDED" not in os.environ else "GROUNDED")
+sys.exit("GROUNDED" in os.environ)
+"""
 DIRECTLY = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # nobody there: faster
 
 
 @pytest.fixture(scope="module")
 def project(served):
     """A bare clone: its data is in the remote alone, and nothing is recorded yet."""
-    for name in ("flows/repro.py", "flows/repository.py"):
+    for name in ("flows/repro.py", "flows/repository.py", "src/pipeline/compare.py"):
         served.write(name, (REPOSITORY / name).read_text())
     served.write("flows/tracking.py", TRACKING)
     served.write("flows/train.py", TRAIN)
+    served.write("flows/inspect.py", INSPECT)
     served.write("params.yaml", "train:\n  factor: 0.5\n")
     served.write("dvc.yaml", yaml.safe_dump({"stages": {"train": STAGE}}))
     served.write(
@@ -79,6 +86,7 @@ def test_repro_pulls_runs_every_stage_under_one_flow_and_says_what_came(project)
     assert "recorded: 2 outputs, in dvc.lock for the first time" in done.stdout
     assert "auc 0.75" in done.stdout
     assert "`make ui`" in done.stdout
+    assert "AIRWORTHY" in done.stdout
     [parent] = project.api("flow_runs", flows={"name": {"any_": ["repro"]}})
     [child] = project.api("flow_runs", flow_runs={"parent_flow_run_id": {"any_": [parent["id"]]}})
     assert (parent["state_type"], child["name"], child["state_type"]) == ("COMPLETED", "train", "COMPLETED")
@@ -89,12 +97,23 @@ def test_repro_pulls_runs_every_stage_under_one_flow_and_says_what_came(project)
     assert "reproduced: 2 of 2 outputs have the hash that dvc.lock records" in again.stdout
     assert lock.read_text() == record
 
-    near = repro(project, **DIRECTLY, PLATFORM_NOISE="1e-9")
+    grounded = repro(project, **DIRECTLY, GROUNDED="yes")
+    assert grounded.returncode == 1
+    assert "reproduced: 2 of 2" in grounded.stdout
+
+    made = (project.path / "bundle/golden.json").read_text()
+    unsteady = repro(project, **DIRECTLY, PLATFORM_NOISE="1e-9")
+    assert unsteady.returncode == 1
+    assert "repro: expected the outputs that dvc.lock records" in unsteady.stderr
+
+    near = repro(project, **DIRECTLY, PLATFORM_NOISE="1e-9", PLATFORM="another")
     assert near.returncode == 0, near.stderr
     assert "equivalent: 2 of 2 outputs (bundle, reports) differ in bytes, scores by 1e-09 at most" in near.stdout
+    assert "the recorded ones are back in place" in near.stdout
+    assert (project.path / "bundle/golden.json").read_text() == made
     assert lock.read_text() == record
 
-    far = repro(project, **DIRECTLY, PLATFORM_NOISE="1e-3")
+    far = repro(project, **DIRECTLY, PLATFORM_NOISE="1e-3", PLATFORM="another")
     assert far.returncode == 1
     assert "repro: expected the outputs that dvc.lock records" in far.stderr
     assert "2 of 2 outputs (bundle, reports) differ, scores by 0.001" in far.stderr
@@ -130,10 +149,3 @@ def test_a_stage_s_output_is_no_input() -> None:
         "src/train.py": "4",
         "train.seed": 1,
     }
-
-
-def test_golden_rows_that_are_not_the_same_are_infinitely_far() -> None:
-    one = {"rows": [{"a": None}], "scores": [[0.5]]}
-    assert largest_gap(one, one) == 0
-    assert largest_gap(one, {"rows": [{"a": 1}], "scores": [[0.5]]}) == float("inf")
-    assert largest_gap(one, {"rows": [{"a": None}], "scores": [[0.5, 0.5]]}) == float("inf")

@@ -136,7 +136,7 @@ def test_a_program_starts_quiet_local_and_with_the_collector_off(clone) -> None:
     found = probe(clone.run("flows.probe", NO_PROXY="example.org", OMP_NUM_THREADS="64", PREFECT_HOME="/chosen"))
     assert not found["collector"]
     environment = found["environment"]
-    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["NO_PROXY"] == "example.org,127.0.0.1"
     assert environment["PREFECT_HOME"] == "/chosen"
     assert environment["MPLCONFIGDIR"] == f"{clone.path}/.cache/matplotlib"

@@ -1,11 +1,12 @@
 import hashlib
 import io
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from pipeline.canonical import csv_bytes, file_hash, json_bytes, parquet_bytes, sha256
+from pipeline.canonical import csv_bytes, file_hash, files_hash, folder_files, json_bytes, parquet_bytes, sha256
 
 
 def test_json_keeps_order_and_text_and_ends_with_a_newline() -> None:
@@ -42,3 +43,16 @@ def test_hash_of_several_files_depends_on_each_and_on_their_order(tmp_path: Path
     assert before != file_hash(other, one)
     other.write_bytes(b"c")
     assert before != file_hash(one, other)
+
+
+def test_a_folder_is_known_by_what_sha256sum_gives_for_its_files(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("model.onnx", "contract.json", "sub/a.json"):
+        (tmp_path / name).write_text(name)
+    command = "sha256sum contract.json model.onnx sub/a.json | sha256sum"
+    expected = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, text=True).stdout
+    assert files_hash(folder_files(tmp_path)) == expected.split()[0]
+
+
+def test_a_renamed_file_changes_the_hash_of_its_folder() -> None:
+    assert files_hash({"a": b"x"}) != files_hash({"b": b"x"})

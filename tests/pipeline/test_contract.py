@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,7 +8,9 @@ import pandera.pandas as pa
 import pytest
 
 from pipeline.contract import Contract, column
-from tests.synthetic import make_contract
+from pipeline.errors import InputError
+from pipeline.verify import check_columns, violations
+from tests.synthetic import make_contract, make_table
 
 
 def contract_of(**given: Any) -> Contract:
@@ -80,6 +83,36 @@ def test_the_target_says_the_task(task: str) -> None:
 def test_whole_numbers_are_a_regression_too() -> None:
     contract = contract_of(y=(np.uint8, column("Count", roles=["target"])))
     assert (contract.task, contract.target.kind, contract.time, contract.keys) == ("regression", "integer", None, [])
+
+
+def test_spans_are_kept_as_they_were_given() -> None:
+    spans = {"night": 0, "day": 360.5}
+    minute = contract_of(minute=(int, column("When", roles=["slice"], spans=spans)), y=TARGET).columns[0]
+    assert minute.spans == spans
+    assert all(described.spans is None for described in make_contract().columns)
+
+
+def test_a_rule_for_the_whole_table_is_not_asked_of_some_of_its_columns() -> None:
+    contract, table = make_contract(), make_table(20)
+    ruled = replace(contract, schema=contract.schema.update_columns({}))
+    ruled.schema.checks = [pa.Check(lambda rows: rows["outcome"].notna().all())]
+    assert violations(table.drop(columns="outcome"), ruled.only(table.columns.drop("outcome"))).empty
+    assert len(ruled.schema.checks) == 1
+
+
+def test_a_contract_for_some_of_the_columns_asks_for_these_alone() -> None:
+    contract, table = make_contract(), make_table(20)
+    kept = ["read_at", "machine", "cycles", "outcome"]
+    some = contract.only(kept)
+    assert [c.name for c in some.columns] == list(some.schema.columns) == kept
+    assert (some.grain, some.noun, some.lead) == (contract.grain, contract.noun, contract.lead)
+    assert (some.target, some.time, some.keys) == (contract.target, contract.time, contract.keys)
+    assert [c.name for c in some.inputs] == ["read_at", "cycles"]
+    assert some.having("observed_at") == ()
+    assert violations(table[kept], some).empty
+    with pytest.raises(InputError, match="missing \\['cycles'\\], not in the contract \\['site'\\]"):
+        check_columns(table[["read_at", "machine", "site", "outcome"]], some, source="made")
+    assert len(contract.schema.columns) == len(contract.columns) == 11
 
 
 def test_limits_of_text_are_no_limits_of_values() -> None:

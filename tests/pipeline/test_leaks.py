@@ -1,9 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from pipeline.errors import InputError
-from pipeline.leaks import check_single_features
+from pipeline.leaks import check_single_features, single_feature_scores
 
 RANDOM = np.random.default_rng(0)
 N = 2_000
@@ -55,3 +57,33 @@ def test_a_category_of_many_values_and_a_sawtooth_that_give_the_target_away_are_
     for leak in (ticket, pd.Series(codes.astype("float64"))):
         with pytest.raises(InputError, match="'leak' alone scores"):
             check_single_features(pd.DataFrame({"leak": leak}), outcome, "binary", 0.99)
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_a_feature_scores_what_a_tree_of_scikit_learn_does_on_rows_that_it_did_not_see(task: str) -> None:
+    target = TARGETS[task].to_numpy()
+    classes = [np.arange(N)] if task == "regression" else [np.flatnonzero(target == k) for k in np.unique(target)]
+    fit, asked = (np.concatenate([rows[start::2] for rows in classes]) for start in (0, 1))
+    column = HONEST.to_numpy()[:, None]
+    kind = DecisionTreeRegressor if task == "regression" else DecisionTreeClassifier
+    tree = kind(random_state=0).fit(column[fit], target[fit])
+    expected = {
+        "binary": lambda: roc_auc_score(target[asked], tree.predict_proba(column[asked])[:, 1]),
+        "multiclass": lambda: balanced_accuracy_score(target[asked], tree.predict(column[asked])),
+        "regression": lambda: r2_score(target[asked], tree.predict(column[asked])),
+    }[task]()
+    found = single_feature_scores(pd.DataFrame({"honest": HONEST}), TARGETS[task], task)  # type: ignore[arg-type]
+    assert found == pytest.approx({"honest": expected})
+
+
+@pytest.mark.parametrize(("task", "chance"), [("binary", 0.5), ("multiclass", 1 / 3), ("regression", -1.0)])
+def test_every_feature_is_scored_in_its_order_from_chance_to_certainty(task: str, chance: float) -> None:
+    noise = pd.Series(np.random.default_rng(5).normal(size=N))
+    table = pd.DataFrame({"noise": noise, "told": NUMBER, "honest": HONEST, "text": TEXT, "none": np.nan})
+    found = single_feature_scores(table, TARGETS[task], task)  # type: ignore[arg-type]
+    assert list(found) == ["noise", "told", "honest", "text", "none"]
+    assert found["noise"] == pytest.approx(chance, abs=0.12)
+    assert found["told"] > 0.99 > 0.9 > found["honest"] > found["noise"]
+    nothing = {"binary": 0.5, "multiclass": 1 / 3, "regression": 0.0}[task]
+    assert found["text"] == pytest.approx(nothing, abs=0.05)
+    assert found["none"] == pytest.approx(nothing, abs=0.01)

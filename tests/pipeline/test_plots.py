@@ -1,6 +1,6 @@
 import pandas as pd
 
-from pipeline.plots import curves_plot, trials_plot
+from pipeline.plots import trials_plot
 
 TRIALS = pd.DataFrame({"number": [0, 1, 2], "candidate": ["a_b", "c", "c"], "score": [0.3, 0.2, 0.25]})
 
@@ -14,12 +14,3 @@ def test_the_plot_is_the_same_for_the_same_trials_and_names_its_candidates() -> 
 
 def test_other_trials_give_another_plot() -> None:
     assert trials_plot(TRIALS, "log_loss") != trials_plot(TRIALS.assign(score=0.1), "log_loss")
-
-
-def test_curves_stand_side_by_side_without_the_confusion_matrix() -> None:
-    line = pd.DataFrame({"false_alarm_rate": [0.0, 0.5, 1.0], "hit_rate": [0.0, 0.9, 1.0]})
-    curves = {"roc": line, "cost": line, "confusion": line}
-    picture = curves_plot(curves)
-    assert picture == curves_plot(curves)
-    assert picture.count(b"hit rate") == 2
-    assert b"confusion" not in picture

@@ -1,5 +1,7 @@
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from sklearn.preprocessing import FunctionTransformer
 
 from pipeline.export import to_skops
 from pipeline.featurize import raw_columns
-from pipeline.scoring import Feature, Scorer, encode, parse_column
-from tests.synthetic import CANDIDATES, TASKS, features, make_bundle, make_contract, prepared, write_bundle
+from pipeline.scoring import TOLERANCE, Feature, Scorer, encode, parse_column
+from tests.synthetic import CANDIDATES, TASKS, features, make_bundle, make_contract, make_scorer, prepared, write_bundle
 
 SPEC = (Feature("number"), Feature("text", ("a", "b")))
 
@@ -65,3 +67,43 @@ def test_a_row_scores_alone_as_in_a_batch(scorer: Scorer, rows: list[int]) -> No
 def test_a_set_inside_a_model_has_one_order() -> None:
     one, same = (FunctionTransformer(kw_args={"names": set(names)}) for names in (["a", "b", "c"], ["c", "b", "a"]))
     assert to_skops(one) == to_skops(same)
+
+
+def golden(task: str = "binary", candidate: str = "boosting") -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(make_bundle(task, candidate)["golden.json"])
+    return made
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_golden_rows_of_a_bundle_agree_to_the_tolerance(task: str, candidate: str) -> None:
+    assert make_scorer(task, candidate).golden_gap(golden(task, candidate)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_the_golden_gap_is_the_largest_difference_of_a_probability(task: str, sign: int) -> None:
+    given = golden(task)
+    given["scores"][0][0] += sign * 1e-7
+    given["scores"][-1][-1] -= sign * 1e-6
+    assert make_scorer(task).golden_gap(given) == pytest.approx(1e-6, rel=1e-6)
+
+
+def test_the_golden_gap_of_a_prediction_is_relative_to_its_size_where_that_is_above_one() -> None:
+    scorer, given = make_scorer("regression"), golden("regression")
+    for size, expected in ((2000.0, 1e-6), (-2000.0, 1e-6), (0.5, 2e-3)):
+        said = np.full((len(given["scores"]), 1), size)
+        off = replace(scorer, model=lambda _matrix, said=said: said + 2e-3 * np.eye(len(said))[:, [7]])
+        assert off.golden_gap({**given, "scores": said.tolist()}) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_golden_score_that_is_no_number_is_no_gap_that_passes(task: str) -> None:
+    scorer = make_scorer(task)
+
+    def model(matrix: np.ndarray) -> np.ndarray:
+        scores = scorer.model(matrix)
+        scores[4] = np.nan
+        return scores
+
+    assert not replace(scorer, model=model).golden_gap(golden(task)) <= TOLERANCE

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.contract import Contract, column
 from pipeline.errors import InputError
-from pipeline.verify import check_columns, describe, violations
+from pipeline.verify import LATE, check_columns, describe, violations
 from tests.synthetic import make_contract, make_table
 
 CONTRACT = make_contract()
@@ -76,9 +76,19 @@ def test_an_observation_made_after_the_moment_of_prediction_is_found() -> None:
     table = make_table(20)
     table.loc[1, "measured_at"] = table.loc[1, "read_at"] - pd.Timedelta("1h")
     table.loc[2, "measured_at"] = table.loc[2, "read_at"] - pd.Timedelta("59min")
-    assert [(row[0], *row[2:]) for row in found_in(table)] == [
-        (2, "measured_at", "observed at least 1:00:00 before read_at")
-    ]
+    late = [(2, "measured_at", f"{LATE} 1:00:00 before read_at")]
+    assert [(row[0], *row[2:]) for row in found_in(table)] == late
+
+
+def test_only_the_reason_of_what_came_too_late_begins_as_such() -> None:
+    table = make_table(20)
+    table.loc[1, "measured_at"] = table.loc[1, "read_at"]
+    table.loc[2, ["measured_at", "temperature"]] = [None, 20.0]
+    table.loc[3, ["read_at", "machine"]] = table.loc[0, ["read_at", "machine"]].tolist()
+    table.loc[[4, 5], ["cycles", "site"]] = [-1, "west"]
+    reasons = violations(table, CONTRACT)["reason"]
+    assert reasons.nunique() == 5
+    assert reasons[reasons.str.startswith(LATE)].unique().tolist() == ["observed at least 1:00:00 before read_at"]
 
 
 def test_a_value_without_the_time_of_its_observation_is_found() -> None:

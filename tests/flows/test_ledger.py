@@ -1,0 +1,157 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows.ledger import Entry, bundle_of, champion
+from pipeline.canonical import file_hash, files_hash, folder_files
+from pipeline.errors import InputError
+
+FEATURES = "def features(columns):\n    return {'twice': 2 * columns['x']}\n"
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", *arguments], check=True, capture_output=True)
+
+
+def dvc(*arguments: str) -> None:
+    subprocess.run(["dvc", *arguments], check=True, capture_output=True)
+
+
+def enter(tag: str, message: str) -> None:
+    git("tag", "--annotate", tag, "--message", message)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository in which DVC keeps a bundle, as a stage's output."""
+    path = tmp_path / "repository"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    git("init", "--quiet")
+    git("config", "user.email", "tests@example.org")
+    git("config", "user.name", "Tests")
+    (path / ".dvc/store").mkdir(parents=True)
+    (path / ".dvc/config").write_text("[core]\nremote = store\nanalytics = false\n['remote \"store\"']\nurl = store\n")
+    (path / "src/problem").mkdir(parents=True)
+    (path / "src/problem/features.py").write_text(FEATURES)
+    features_hash = file_hash(path / "src/problem/features.py")
+    make = f"mkdir bundle && echo '{json.dumps({'features_hash': features_hash})}' > bundle/contract.json"
+    (path / "dvc.yaml").write_text(json.dumps({"stages": {"train": {"cmd": make, "outs": ["bundle"]}}}))
+    (path / ".gitignore").write_text("/bundle\n/.dvc/cache\n/.dvc/tmp\n")
+    dvc("repro", "--quiet")
+    dvc("push", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "a model")
+    return path
+
+
+def bundle_hash(repository: Path) -> str:
+    return files_hash(folder_files(repository / "bundle"))
+
+
+@pytest.mark.usefixtures("repository")
+def test_without_tags_nothing_has_flown() -> None:
+    git("tag", "--annotate", "v1.0", "--message", "another tag")
+    assert champion() is None
+
+
+@pytest.mark.usefixtures("repository")
+def test_the_newest_entry_names_the_champion_and_ten_comes_after_nine() -> None:
+    for number, bundle in (("9", "ab"), ("10", "cd")):
+        enter(
+            f"model/v{number}", f"Promoted by someone {{gladly}}\n\n{json.dumps({'bundle': bundle, 'by': 'someone'})}"
+        )
+    assert champion() == Entry("model/v10", "cd")
+
+
+@pytest.mark.usefixtures("repository")
+@pytest.mark.parametrize("message", ["promoted", '{"bundle"', '{"by": "someone"}', "[1]"])
+def test_an_entry_that_names_no_bundle_is_an_error_and_no_first_flight(message: str) -> None:
+    enter("model/v1", message)
+    with pytest.raises(InputError, match="model/v1: expected a tag whose message ends in JSON"):
+        champion()
+
+
+def test_a_clone_without_history_cannot_tell(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("commit", "--quiet", "--allow-empty", "--message", "more")
+    git("clone", "--quiet", "--depth", "1", f"file://{repository}", str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(InputError, match="git fetch --unshallow --tags"):
+        champion()
+
+
+def test_a_clone_that_fetches_no_tags_cannot_tell(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git("clone", "--quiet", "--no-tags", str(repository), str(tmp_path / "bare"))
+    monkeypatch.chdir(tmp_path / "bare")
+    with pytest.raises(InputError, match="fetches no tags"):
+        champion()
+
+
+def test_a_clone_that_lacks_entries_of_its_origin_cannot_tell(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git("clone", "--quiet", str(repository), str(tmp_path / "behind"))
+    enter("model/v1", json.dumps({"bundle": "ab"}))
+    monkeypatch.chdir(tmp_path / "behind")
+    with pytest.raises(InputError, match=r"this clone lacks model/v1; run `git fetch --tags`"):
+        champion()
+    git("fetch", "--quiet", "--tags")
+    assert champion() == Entry("model/v1", "ab")
+
+
+def test_an_origin_that_does_not_answer_leaves_what_this_clone_knows(repository: Path) -> None:
+    git("remote", "add", "origin", str(repository / "nowhere"))
+    enter("model/v1", json.dumps({"bundle": "ab"}))
+    assert champion() == Entry("model/v1", "ab")
+
+
+def test_outside_a_repository_nothing_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected `git rev-parse --is-shallow-repository` to answer"):
+        champion()
+
+
+def test_a_champion_comes_from_the_remote_with_the_features_of_its_time(repository: Path) -> None:
+    enter("model/v1", json.dumps({"bundle": bundle_hash(repository)}))
+    (repository / "src/problem/features.py").write_text("def features(columns):\n    return {}\n")
+    subprocess.run(["rm", "-rf", "bundle", ".dvc/cache"], check=True)
+    entry = champion()
+    assert entry is not None
+    with bundle_of(entry) as (folder, features):
+        assert list(folder_files(folder)) == ["contract.json"]
+        assert features({"x": 2}) == {"twice": 4}
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_bundle_that_is_not_what_the_ledger_says_is_refused() -> None:
+    enter("model/v1", json.dumps({"bundle": "0" * 64}))
+    with pytest.raises(InputError, match=r"model/v1: expected bundle with the hash 000000000000, got "):
+        read_champion()
+
+
+def test_features_that_are_not_those_of_the_bundle_are_refused(repository: Path) -> None:
+    (repository / "src/problem/features.py").write_text(FEATURES + "# changed after training\n")
+    git("commit", "--quiet", "--all", "--message", "changed")
+    enter("model/v1", json.dumps({"bundle": bundle_hash(repository)}))
+    with pytest.raises(InputError, match="model/v1: expected features with the hash"):
+        read_champion()
+
+
+def test_a_bundle_that_nobody_has_is_an_error_with_the_remedy(repository: Path) -> None:
+    enter("model/v1", json.dumps({"bundle": bundle_hash(repository)}))
+    subprocess.run(["rm", "-rf", ".dvc/cache", ".dvc/store"], check=True)
+    with pytest.raises(InputError, match="expected its bundle in DVC's remote or cache, found none"):
+        read_champion()
+
+
+def read_champion() -> None:
+    entry = champion()
+    assert entry is not None
+    with bundle_of(entry):
+        pass

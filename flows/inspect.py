@@ -135,7 +135,7 @@ def changed_reports(evaluation: Evaluation, params: EvaluateParams, trained: Pat
 def made_again(stage: str, folder: Path) -> Path:
     """Run a stage into another folder, by a process of its own, as DVC does."""
     command = [sys.executable, "-m", f"flows.{stage}", str(folder)]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)  # noqa: S603 - the project's own
     if done.returncode:
         raise InputError(f"expected {stage} to succeed again, it ended with: {done.stderr.strip()[-300:]}")
     return folder

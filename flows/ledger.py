@@ -79,7 +79,7 @@ def bundle_of(entry: Entry) -> Iterator[tuple[Path, Features]]:
     with TemporaryDirectory() as scratch:
         folder, code = Path(scratch, "bundle"), Path(scratch, "features.py")
         command = [sys.executable, "-m", "dvc", "get", "--quiet", ".", "bundle", "--rev", entry.tag, "-o", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - DVC
         if done.returncode:
             said = done.stderr.strip()[-200:]
             raise InputError(f"{entry.tag}: expected its bundle in DVC's remote or cache, found none: {said}; push it")

@@ -127,7 +127,7 @@ def test_lock_satisfies_every_declared_dependency() -> None:
 
 def test_the_whole_project_is_small_enough_to_read() -> None:
     code = [n for n in tracked() if n.endswith(".py") and not n.startswith("tests/")]
-    assert sum(lines_of_code((ROOT / name).read_text()) for name in code) < 5000
+    assert sum(lines_of_code((ROOT / name).read_text()) for name in code) <= 4808  # the goal is 4,000: see decisions.md
 
 
 def lines_of_code(source: str) -> int:

@@ -1,7 +1,6 @@
 """The evaluate stage: `bundle/` and the prepared rows in, `reports/` out. Change here to read or write other files."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from flows.files import write_whole
 from flows.stage import artifact, io, run, say
 from pipeline import gates
 from pipeline.canonical import files_hash, folder_files
-from pipeline.duel import Duel
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateParams, Evaluation
 from pipeline.evaluate import evaluate as judge
 from pipeline.params import read_section
+from pipeline.pictures import report_plots
 from pipeline.prepared import SPLITS, read_prepared
 from pipeline.report import Release, report_files
 from pipeline.scoring import Scorer
@@ -34,7 +33,7 @@ def evaluate() -> None:
     verdicts = gates.judge(gates.on_evaluation(lambda: evaluation, params.limits), params.waived)
     expected = gates.names(gates.EVALUATION)
     verdict = gates.as_json(verdicts, expected, bundle_hash())
-    files = report_files(released(evaluation, verdict))
+    files = report_files(released(evaluation)._replace(verdict=verdict))
     io(write_whole)(REPORTS, files)
     artifact("report", files["card.md"].decode())
     stopped = ", ".join(gates.grounds(verdicts, expected)) or "none"
@@ -60,24 +59,22 @@ def evaluated(params: EvaluateParams) -> Evaluation:
     )
 
 
-def released(
-    evaluation: Evaluation, verdict: Mapping[str, Any], *, inspected: bool = False, duel: Duel | None = None
-) -> Release:
-    """What a report is made from: the evaluation, the verdict on it, and the files that tell of the bundle."""
+def released(evaluation: Evaluation) -> Release:
+    """What a report is made from, still without a verdict: the evaluation, and the files that tell of the bundle."""
     if not PROBLEM.is_file():
         raise InputError(f"expected {PROBLEM}, which says what the model is for, found none; write it, or restore it")
     problem = PROBLEM.read_text()
+    described = read_json(BUNDLE / "contract.json")
     return Release(
         evaluation=evaluation,
-        verdict=verdict,
+        plots=report_plots(evaluation, described),
+        verdict={},
         contract=CONTRACT,
-        described=read_json(BUNDLE / "contract.json"),
+        described=described,
         lineage=read_json(BUNDLE / "lineage.json"),
         quality=read_json(PREPARED / "quality.json"),
         problem=problem,
         name=problem.partition("\n")[0].removeprefix("# "),
-        duel=duel,
-        inspected=inspected,
     )
 
 

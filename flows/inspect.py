@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,17 +21,16 @@ from flows.evaluate import BUNDLE, PREPARED, REPORTS, bundle_hash, evaluated, re
 from flows.files import write_whole
 from flows.repository import Repository
 from flows.stage import artifact, child_environment, run, say
-from flows.train import FILES
 from pipeline import gates
 from pipeline.canonical import file_hash, folder_files, json_bytes
 from pipeline.compare import differences, same_table, score_gap
 from pipeline.duel import Duel, duel
 from pipeline.errors import InputError
-from pipeline.evaluate import EvaluateParams, Evaluation
+from pipeline.evaluate import EvaluateParams
 from pipeline.featurize import raw_columns
 from pipeline.params import Params, read_section
 from pipeline.prepared import read_prepared
-from pipeline.report import page, report_files
+from pipeline.report import Release, page, report_files
 from pipeline.scoring import Scorer, parse_columns
 from problem.features import features
 from problem.schema import CONTRACT
@@ -55,15 +53,15 @@ def inspect() -> int:
     params, repository = read_params(), Repository()
     own = read_section(Path("params.yaml"), "inspect", InspectParams)
     check_present(repository)
-    with TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
-        evaluation = pool.submit(evaluated, params)
-        prepared = pool.submit(made_again, "preprocess", Path(scratch, "prepared"))
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(3) as pool:
+        release = pool.submit(lambda: released(evaluated(params)))
         trained = pool.submit(made_again, "train", Path(scratch, "bundle"))
+        prepared = pool.submit(made_again, "preprocess", Path(scratch, "prepared"))
         held = pool.submit(duel_with_champion, params)
-        on_bundle = gates.on_evaluation(evaluation.result, params.limits)
+        on_bundle = gates.on_evaluation(lambda: release.result().evaluation, params.limits)
         beside: gates.Gates = {
             "hashes": lambda: gates.hashes(broken_hashes(repository)),
-            "recorded": lambda: gates.recorded(changed_reports(evaluation.result(), params, trained.result())),
+            "recorded": lambda: gates.recorded(changed_reports(release.result(), params, trained.result())),
             "reproducible": lambda: reproduced(prepared.result(), trained.result()),
             "champion": lambda: gates.champion(held.result(), params.margin),
             "size": lambda: gates.size(megabytes(), own.size_mb),
@@ -75,9 +73,8 @@ def inspect() -> int:
     fought = None if held.exception() else held.result()
     recorded = {"champion": state(held.exception(), fought), "dvc.lock": file_hash(Path("dvc.lock"))}
     files = {"gates.json": json_bytes({**verdict, **recorded})}
-    with suppress(InputError):  # a gate has failed by it, too
-        if not evaluation.exception():
-            files["index.html"] = page(released(evaluation.result(), verdict, inspected=True, duel=fought))
+    if not release.exception():
+        files["index.html"] = page(release.result()._replace(verdict=verdict, inspected=True, duel=fought))
     write_whole(INSPECTION, files)
     report(verdicts, verdict)
     stopped, waived = ", ".join(gates.grounds(verdicts, expected)), ", ".join(verdict["waived"])
@@ -111,18 +108,18 @@ def broken_hashes(repository: Repository) -> list[str]:
     broken = [f"{name} is not as dvc.lock records it" for name in dict.fromkeys(stages)]
     if not repository.has_data():
         broken.append("data is not as data.dvc records it")
-    made_from = {FILES[name]: digest for name, digest in read_json(BUNDLE / "lineage.json")["files"].items()}
+    made_from = {Path(name): digest for name, digest in read_json(BUNDLE / "lineage.json")["files"].items()}
     made_from[Path("src/problem/features.py")] = read_json(BUNDLE / "contract.json")["features_hash"]
     other = [path for path, digest in made_from.items() if file_hash(path) != digest]
     return broken + [f"{path} is not what the bundle was made from" for path in other]
 
 
-def changed_reports(evaluation: Evaluation, params: EvaluateParams, trained: Path) -> list[str]:
+def changed_reports(release: Release, params: EvaluateParams, trained: Path) -> list[str]:
     """What the recorded reports say otherwise than an evaluation made now: not a byte on the same platform; on another
     one figures may be rounded, and pages, which are drawn from them, are compared by their words."""
-    verdicts = gates.judge(gates.on_evaluation(lambda: evaluation, params.limits), params.waived)
+    verdicts = gates.judge(gates.on_evaluation(lambda: release.evaluation, params.limits), params.waived)
     verdict = gates.as_json(verdicts, gates.names(gates.EVALUATION), bundle_hash())
-    made, recorded = report_files(released(evaluation, verdict)), folder_files(REPORTS)
+    made, recorded = report_files(release._replace(verdict=verdict)), folder_files(REPORTS)
     if same_platform(trained):
         found = differences(recorded, made, "bytes")
     else:

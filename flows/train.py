@@ -15,28 +15,25 @@ from problem.features import features
 from problem.models import CANDIDATES
 from problem.schema import CONTRACT
 
-FILES = {
-    "train": Path("prepared/train.parquet"),
-    "validation": Path("prepared/validation.parquet"),
-    "tuning": Path("tuning/best.json"),
-    "lock": Path("requirements.lock"),
-}
+SPLITS = {name: Path(f"prepared/{name}.parquet") for name in ("train", "validation")}
+BEST, LOCK = Path("tuning/best.json"), Path("requirements.lock")
 
 
 def train(folder: str = "bundle") -> None:
     """Fit the chosen candidate, calibrate it, set its threshold, and export the bundle."""
     params = read_section(Path("params.yaml"), "train", TrainParams)
-    splits = {name: io(read_prepared)(FILES[name]) for name in ("train", "validation")}
+    splits = {name: io(read_prepared)(path) for name, path in SPLITS.items()}
+    files = [*SPLITS.values(), BEST, LOCK]
     bundle = fit(
         splits["train"],
         splits["validation"],
         contract=CONTRACT,
         features=features,
         candidates=CANDIDATES,
-        best=json.loads(FILES["tuning"].read_text()),
+        best=json.loads(BEST.read_text()),
         params=params,
         features_hash=file_hash(Path("src/problem/features.py")),
-        lineage=lineage(splits, contract=CONTRACT, files=FILES, params=params.model_dump(), source=Path("src")),
+        lineage=lineage(splits, contract=CONTRACT, files=files, params=params.model_dump(), source=Path("src")),
     )
     io(write_whole)(Path(folder), bundle)
     contract = json.loads(bundle["contract.json"])

@@ -32,8 +32,9 @@ def baseline_scores(baseline: Mapping[str, Any], features: Mapping[str, np.ndarr
 def _groups(features: Mapping[str, np.ndarray], keys: Sequence[str], rows: int) -> np.ndarray:
     if not keys:
         return np.full(rows, "", dtype="U1")
-    columns = [features[key] for key in keys]
-    return np.array(["|".join(_text(value) for value in row) for row in zip(*columns, strict=True)])
+    combinations = list(zip(*(features[key] for key in keys), strict=True))
+    names = {row: "|".join(map(_text, row)) for row in set(combinations)}
+    return np.array([names[row] for row in combinations])
 
 
 def _text(value: object) -> str:

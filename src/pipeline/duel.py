@@ -71,7 +71,8 @@ def _unseen(test: pd.DataFrame, contract: Contract, challenger: Lineage, champio
     """The test rows after everything that either was fitted, calibrated or given its threshold on; without time, all of
     them if both were made from the same splits."""
     if contract.time is None:
-        if any(challenger["files"][split] != champion["files"][split] for split in challenger["rows"]):
+        files = [f"prepared/{split}.parquet" for split in challenger["rows"]]
+        if any(challenger["files"][name] != champion["files"][name] for name in files):
             raise InputError(
                 "expected rows that neither model has seen; without a time column that needs both to be made from the "
                 "same splits, and these were not; declare a time column in src/problem/schema.py"

@@ -1,6 +1,7 @@
 """A bundle judged on rows that it never saw, beside the baselines. Change here to report more of a model."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,23 +117,24 @@ def evaluate(
     rows = pd.concat([splits[name] for name in SPLITS], ignore_index=True)
     past = _past(rows, contract, scorer, candidates, params)
     number = np.arange(len(rows))
-    models, waiting = backtest(past, best)
+    fit, asked = number[: len(splits["train"])], number[len(rows) - len(test) :]
     matrix = encode(features, scorer.spec)
     classes, metric = described["classes"], params.metric
-    tables = {
-        "slices": judge_slices(test, judged, contract, metric, params.slice_rows, blocks, how),
-        "groups": judge_groups(test, judged, contract, metric, params.slice_rows, blocks, how),
-        "stability": judge_stability(
-            test, scorer, contract, noise=params.noise, share=params.disturbed_share, seed=params.seed
-        ),
-        "importance": importance(matrix, judged, scorer.model, scorer.spec, metric=metric, blocks=blocks, how=how),
-        "errors": worst_errors(test, judged, contract, classes),
-        "backtest": models,
-        "waiting": waiting,
-        "simpler": simpler(
-            past, best, trials, number[: len(splits["train"])], number[len(rows) - len(test) :], params.margin
-        ),
-    }
+    with ThreadPoolExecutor(1) as beside:  # half of the work is to refit, and leaves the second core to the rest
+        waiting = beside.submit(backtest, past, best)
+        as_good = beside.submit(simpler, past, best, trials, fit, asked, params.margin)
+        tables = {
+            "slices": judge_slices(test, judged, contract, metric, params.slice_rows, blocks, how),
+            "groups": judge_groups(test, judged, contract, metric, params.slice_rows, blocks, how),
+            "stability": judge_stability(
+                test, scorer, contract, noise=params.noise, share=params.disturbed_share, seed=params.seed
+            ),
+            "importance": importance(matrix, judged, scorer.model, scorer.spec, metric=metric, blocks=blocks, how=how),
+            "errors": worst_errors(test, judged, contract, classes),
+            "backtest": waiting.result()[0],
+            "waiting": waiting.result()[1],
+            "simpler": as_good.result(),
+        }
     found = _broken(rows, contract)
     late = found["reason"].str.startswith(LATE)
     prepared = [(Path(f"prepared/{name}.parquet"), len(splits[name])) for name in SPLITS]

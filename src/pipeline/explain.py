@@ -81,4 +81,4 @@ def worst_errors(test: pd.DataFrame, judged: Judged, contract: Contract, classes
     listed = [*contract.having("key"), *contract.inputs]
     names = dict.fromkeys(column.name for column in listed if "entity" not in column.roles)
     shown = test.iloc[rows][list(names)].reset_index(drop=True)
-    return shown.assign(**{contract.target.name: named[rows], "score": said[rows]})
+    return shown.assign(**{contract.target.name: named[rows], "model_score": said[rows]})

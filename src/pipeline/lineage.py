@@ -20,14 +20,14 @@ def lineage(
     splits: Mapping[str, pd.DataFrame],
     *,
     contract: Contract,
-    files: Mapping[str, Path],
+    files: Iterable[Path],
     params: Mapping[str, Any],
     source: Path,
 ) -> dict[str, Any]:
-    """Hashes of the named files and of the loaded code below `source`, the parameters, the span of the rows behind the
-    model, and the platform; no clock and no path, so that the same ingredients give the same bytes."""
+    """Hashes of the files, by their path in the repository, and of the loaded code below `source`, the parameters, the
+    span of the rows behind the model, and the platform; no clock, so that the same ingredients give the same bytes."""
     return {
-        "files": {name: file_hash(path) for name, path in files.items()},
+        "files": {path.as_posix(): file_hash(path) for path in files},
         "params": dict(params),
         "code": file_hash(*loaded_code(source)),
         "rows": {name: _span(rows, contract) for name, rows in splits.items()},

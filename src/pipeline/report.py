@@ -18,18 +18,19 @@ from pipeline.contract import Contract
 from pipeline.duel import Duel
 from pipeline.evaluate import Evaluation
 from pipeline.metrics import LESS_IS_BETTER
-from pipeline.pictures import report_plots, words
+from pipeline.pictures import words
 from pipeline.resamples import Estimate, rounded
 
 _TILES = ("cost_per_1000", "calibration_error", "mae", "r2", "bias")  # shown large, after the main metric
 
 
 class Release(NamedTuple):
-    """All that a report is made from: the evaluation, its verdicts as `gates.as_json` gives them, the contract, the
-    bundle's own description and lineage, the data's quality, the problem in words and the project's name; the duel,
-    where one was held; and whether this is the whole inspection or the verdict on the bundle alone."""
+    """All that a report is made from: the evaluation and its pictures, its verdicts as `gates.as_json` gives them, the
+    contract, the bundle's own description and lineage, the data's quality, the problem in words and the project's name;
+    the duel, where one was held; and whether this is the whole inspection or the verdict on the bundle alone."""
 
     evaluation: Evaluation
+    plots: Mapping[str, str]
     verdict: Mapping[str, Any]
     contract: Contract
     described: Mapping[str, Any]
@@ -37,8 +38,8 @@ class Release(NamedTuple):
     quality: Mapping[str, Any]
     problem: str
     name: str
-    duel: Duel | None
-    inspected: bool
+    duel: Duel | None = None
+    inspected: bool = False
 
 
 def report_files(release: Release) -> dict[str, bytes]:
@@ -77,8 +78,7 @@ def summary(evaluation: Evaluation, contract: Contract) -> str:
 
 def page(release: Release) -> bytes:
     """The report as one HTML page."""
-    described = release.described
-    return _rendered("report.html", release, plots=report_plots(release.evaluation, described))
+    return _rendered("report.html", release)
 
 
 def card(release: Release) -> bytes:
@@ -102,7 +102,7 @@ def _templates() -> Environment:
     return environment
 
 
-def _rendered(template: str, release: Release, **more: Any) -> bytes:
+def _rendered(template: str, release: Release) -> bytes:
     found, gates = release.evaluation, release.verdict["gates"]
     shown = [found.metric, found.proper, *_TILES]
     known = {
@@ -114,7 +114,7 @@ def _rendered(template: str, release: Release, **more: Any) -> bytes:
         "less": found.metric in LESS_IS_BETTER,
         "confusion": _confusion(found, release.described["classes"]),
     }
-    return _templates().get_template(template).render(release._asdict() | known | more).encode()
+    return _templates().get_template(template).render(release._asdict() | known).encode()
 
 
 def _confusion(found: Evaluation, classes: list[str] | None) -> pd.DataFrame | None:

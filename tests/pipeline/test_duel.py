@@ -21,7 +21,7 @@ def lineage(
 ) -> dict[str, Any]:
     """What is known of where a model comes from: the ends of its rows, and the hashes of its files."""
     rows = {"train": {"rows": 300, "last": train}, "validation": {"rows": 130, "last": validation}}
-    return {"rows": rows, "files": {"train": "1", "validation": "2"} | files}
+    return {"rows": rows, "files": {"prepared/train.parquet": "1", "prepared/validation.parquet": "2"} | files}
 
 
 def fight(challenger: Scorer | None = None, champion: Scorer | None = None, task: str = "binary", **given: Any) -> Duel:
@@ -186,10 +186,10 @@ def test_each_decides_by_its_own_threshold() -> None:
 
 def test_without_a_time_column_both_must_come_from_the_same_splits() -> None:
     contract = make_contract(timed=False)
-    ends, tuned = {"train": "2021-01-01T00:00:00"}, {"tuning": "another"}  # which have no say here
+    ends, tuned = {"train": "2021-01-01T00:00:00"}, {"tuning/best.json": "another"}  # which have no say here
     assert fight(contract=contract, lineages=(lineage(**ends), lineage(**ends, **tuned))).rows == 165
     for split in ("train", "validation"):
-        other = {**lineage(), "files": {**lineage()["files"], split: "another"}}
+        other = {**lineage(), "files": {**lineage()["files"], f"prepared/{split}.parquet": "another"}}
         with pytest.raises(InputError, match="from the same splits, and these were not; declare a time column"):
             fight(contract=contract, lineages=(lineage(), other))
 

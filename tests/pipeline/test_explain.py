@@ -226,11 +226,11 @@ def test_the_worst_errors_of_two_classes_are_the_scores_farthest_from_the_truth(
     scores[7], scores[20] = 0.99 - 0.98 * truth[7], 0.9 - 0.8 * truth[20]
     found = worst_errors(test, Judged(truth, scores, DECISION), make_contract(), None)
     assert len(found) == 10
-    assert found["score"][:2].tolist() == [scores[7, 0], scores[20, 0]]
+    assert found["model_score"][:2].tolist() == [scores[7, 0], scores[20, 0]]
     assert found["outcome"][:2].tolist() == [truth[7], truth[20]]
     assert found["cycles"][:2].tolist() == test["cycles"].iloc[[7, 20]].tolist()
     assert list(found) == ["read_at", "site", "maker", "measured_at", "temperature", "cycles", "guarded",
-                           "outcome", "score"]  # fmt: skip
+                           "outcome", "model_score"]  # fmt: skip
     assert found["read_at"][2:].tolist() == test["read_at"].drop(7)[:8].tolist()  # as wrong as others: in their order
 
 
@@ -246,7 +246,7 @@ def test_the_worst_errors_show_keys_and_inputs_once_and_no_entity() -> None:
     table = pd.DataFrame({"number": range(12), "caller": "me", "minute": 7, "length": np.arange(12.0)})
     judged = Judged(table["length"].to_numpy(), np.zeros((12, 1)), None)
     found = worst_errors(table, judged, Contract.of(Calls, noun="calls"), None)
-    assert list(found) == ["number", "minute", "length", "score"]
+    assert list(found) == ["number", "minute", "length", "model_score"]
     assert found["number"].tolist() == list(range(11, 1, -1))
 
 
@@ -257,9 +257,9 @@ def test_the_worst_errors_of_classes_are_where_the_true_one_got_least() -> None:
     wrong = int(np.flatnonzero(truth == 2)[3])
     scores[wrong] = [0.5, 0.49, 0.01]
     found = worst_errors(test, Judged(truth, scores, None), make_contract("multiclass"), names)
-    assert (found["outcome"][0], found["score"][0]) == ("worn", 0.01)
+    assert (found["outcome"][0], found["model_score"][0]) == ("worn", 0.01)
     assert found["cycles"][0] == test["cycles"].iloc[wrong]
-    assert (found["score"][1:] == 0.3).all()
+    assert (found["model_score"][1:] == 0.3).all()
 
 
 def test_the_worst_errors_of_a_number_are_the_largest_whichever_way() -> None:
@@ -270,7 +270,7 @@ def test_the_worst_errors_of_a_number_are_the_largest_whichever_way() -> None:
     scores[5] += 5
     found = worst_errors(test, Judged(truth, scores, None), make_contract("regression"), None)
     assert found["outcome"][:2].tolist() == truth[[3, 5]].tolist()
-    assert (found["score"] - found["outcome"])[:3].tolist() == pytest.approx([-8.9, 5.1, 0.1])
+    assert (found["model_score"] - found["outcome"])[:3].tolist() == pytest.approx([-8.9, 5.1, 0.1])
 
 
 def test_the_made_evaluation_explains_what_made_the_outcome() -> None:

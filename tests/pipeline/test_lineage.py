@@ -2,6 +2,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from types import ModuleType
 
 import pytest
@@ -24,15 +25,16 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setitem(sys.modules, "made_code", load(folder / "made_code.py", "X = 1\n"))
     (tmp_path / "params.yaml").write_text("a: 1\n")
+    monkeypatch.chdir(tmp_path)
     return folder
 
 
-def made(source: Path, *, timed: bool = True) -> dict[str, object]:
+def made(source: Path, *, timed: bool = True) -> dict[str, Any]:
     splits = {"train": prepared().train, "validation": prepared().validation}
     return lineage(
         splits,
         contract=make_contract(timed=timed),
-        files={"params": source.parent / "params.yaml"},
+        files=[Path("params.yaml")],
         params={"seed": 1},
         source=source,
     )
@@ -42,8 +44,9 @@ def test_the_same_ingredients_give_the_same_lineage(source: Path) -> None:
     assert json_bytes(made(source)) == json_bytes(made(source))
 
 
-def test_it_holds_no_path(source: Path) -> None:
+def test_its_paths_are_those_of_the_repository(source: Path) -> None:
     assert str(source.parent) not in json.dumps(made(source))
+    assert list(made(source)["files"]) == ["params.yaml"]
 
 
 def test_it_changes_with_files_and_code(source: Path) -> None:

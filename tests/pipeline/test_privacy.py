@@ -55,7 +55,7 @@ def test_no_identifier_and_nothing_but_inputs_reaches_the_bundle(candidate: str)
     )
     splits = {"train": rows.train, "validation": rows.validation}
     assert rows.train["machine"].str.startswith(OWNER).all()  # a split by group needs them until here
-    made_from = lineage(splits, contract=CONTRACT, files={}, params=train_params().model_dump(), source=Path("src"))
+    made_from = lineage(splits, contract=CONTRACT, files=[], params=train_params().model_dump(), source=Path("src"))
     bundle = train(
         rows.train,
         rows.validation,

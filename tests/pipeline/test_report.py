@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import gates, report
+from pipeline import gates
 from pipeline.duel import Duel
 from pipeline.evaluate import Evaluation
 from pipeline.pictures import report_plots
@@ -22,7 +22,7 @@ PROBLEM = (
     "# Machines\n\nWhat stands before the first section.\n\n## Who owns it\n\nThe workshop.\n\n### In its absence\n"
 )
 LINEAGE = {
-    "files": {"train": "11aa", "lock": "22bb"},
+    "files": {"prepared/train.parquet": "11aa", "requirements.lock": "22bb"},
     "params": {"seed": 1, "baseline_keys": ["site"]},
     "code": "33cc",
     "rows": {"train": {"rows": 296, "first": "2020-01-01", "last": "2020-03-31"}},
@@ -44,22 +44,13 @@ def pictures(task: str) -> dict[str, str]:
     return report_plots(evaluation(task), json.loads(make_bundle(task)["contract.json"]))
 
 
-@pytest.fixture(autouse=True)
-def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of a second, and most tests here are of words."""
-
-    def known(found: Evaluation, described: Any) -> dict[str, str]:
-        past = len(found.tables["waiting"]) > 0
-        return {k: v for k, v in pictures(described["task"]).items() if past or k not in ("waiting", "backtest")}
-
-    monkeypatch.setattr(report, "report_plots", known)
-
-
 def release(task: str = "binary", **changed: Any) -> Release:
     """All that a report of the made bundle is made from."""
     found = changed.get("evaluation") or evaluation(task)
+    past = len(found.tables["waiting"]) > 0
     made = Release(
         evaluation=found,
+        plots={k: v for k, v in pictures(task).items() if past or k not in ("waiting", "backtest")},
         verdict=verdict(found, task),
         contract=make_contract(task),
         described=json.loads(make_bundle(task)["contract.json"]),
@@ -67,8 +58,6 @@ def release(task: str = "binary", **changed: Any) -> Release:
         quality=prepared(task).quality,
         problem=PROBLEM,
         name="Machines",
-        duel=None,
-        inspected=False,
     )
     return made._replace(**changed)
 

@@ -44,7 +44,7 @@ _QUIET = {
 }
 _CODE = ["src/problem", "src/pipeline", "flows"]
 _NEEDS = {"onnx": ["numpy", "onnxruntime", "pandas"]}
-_NEEDS["sklearn"] = [*_NEEDS["onnx"], "onnx", "scikit-learn", "scipy", "skl2onnx", "skops"]
+_NEEDS["sklearn"] = [*_NEEDS["onnx"], "scikit-learn", "scipy", "skops"]
 _TYPES = {"number": "double", "integer": "long", "boolean": "boolean", "category": "string", "time": "datetime"}
 _BATCH = 100  # the most parameters that MLflow takes at once
 

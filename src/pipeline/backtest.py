@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pipeline.archive import sklearn_scores
 from pipeline.candidates import Candidate
 from pipeline.contract import Contract
 from pipeline.errors import InputError
 from pipeline.metrics import Judged, draws, gain
-from pipeline.parity import sklearn_scores
 from pipeline.prepared import Inputs
 from pipeline.resamples import Bootstrap, Draws, blocks_of, estimate, times_drawn
 

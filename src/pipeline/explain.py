@@ -5,7 +5,7 @@ import pandas as pd
 
 from pipeline.contract import Contract
 from pipeline.metrics import Judged, draws, gain
-from pipeline.resamples import Blocks, Bootstrap, Floats, estimate, times_drawn
+from pipeline.resamples import Blocks, Bootstrap, Estimate, Floats, estimate, times_drawn
 from pipeline.scoring import Feature, Model
 
 _SAMPLE = 4000  # rows whose features are shuffled
@@ -26,7 +26,8 @@ def importance(
     how: Bootstrap,
 ) -> pd.DataFrame:
     """Permutation importance (Breiman, 2001): how much worse the metric gets where a feature is shuffled, with its
-    interval. A row per feature, the most important first; `says` names those that help nothing, or harm."""
+    interval. A row per feature, the most important first; `says` names those that help nothing, or harm. NaN where no
+    shuffle leaves the metric defined."""
     rows = np.arange(0, len(matrix), max(1, len(matrix) // _SAMPLE))
     inside, drawn, times = matrix[rows], blocks[rows], times_drawn(blocks, how)
     random = np.random.default_rng(how.seed)
@@ -38,8 +39,9 @@ def importance(
             shuffled = inside.copy()
             shuffled[:, position] = random.permutation(inside[:, position])
             worse = judged.at(rows)._replace(scores=model(shuffled))
-            losses.append(gain(metric, with_all, draws(worse, drawn, times, only=[metric])[metric]))
-        loss = estimate(np.mean(losses, axis=0), how.confidence)
+            if (without := draws(worse, drawn, times, only=[metric]).get(metric)) is not None:
+                losses.append(gain(metric, with_all, without))
+        loss = estimate(np.mean(losses, axis=0), how.confidence) if losses else Estimate(np.nan, np.nan, np.nan)
         says = "helps" if loss.low > 0 else "harms" if loss.high < 0 else "helps nothing"
         found.append((feature.name, *loss, says))
     table = pd.DataFrame(found, columns=["feature", "importance", "low", "high", "says"])

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from pipeline import trees
+from pipeline.archive import sklearn_scores
+from pipeline.scoring import onnx_model
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,29 +40,21 @@ class Parity:
         return self.reason is None
 
 
-def sklearn_scores(model: Any, X: Floats) -> Floats:
-    """The model's scores [n, k]: P(positive), one probability per class, or the prediction."""
-    if not is_classifier(model):
-        return np.asarray(model.predict(X), dtype=np.float64).reshape(-1, 1)
-    shares = np.asarray(model.predict_proba(X), dtype=np.float64)
-    return shares[:, 1:] if shares.shape[1] == 2 else shares
-
-
 def measure(model: Any, onnx_bytes: bytes, X: Floats, threshold: float | None, tolerance: float) -> Parity:
     """Score X [n, d] with both. A decision is score >= threshold (one score) or the first largest (three or more).
 
     A score that is not finite, on either side, fails; so does one changed decision.
     """
-    session = _session(onnx_bytes)
+    exported = onnx_model(onnx_bytes)
     worst, changed, not_finite = 0.0, 0, 0
     for start in range(0, len(X), BATCH_ROWS):
         batch = np.ascontiguousarray(X[start : start + BATCH_ROWS], dtype=np.float64)
-        expected, came = sklearn_scores(model, batch), _run(session, batch)
+        expected, came = sklearn_scores(model, batch), exported(batch)
         if came.shape != expected.shape or came.dtype != np.float64:
             reason = f"expected float64 scores {expected.shape}, the graph gave {came.dtype} {came.shape}"
             return Parity(worst, changed, len(X), reason)
         if start == 0:
-            came[:SINGLE_ROWS] = np.vstack([_run(session, row[np.newaxis]) for row in batch[:SINGLE_ROWS]])
+            came[:SINGLE_ROWS] = np.vstack([exported(row[np.newaxis]) for row in batch[:SINGLE_ROWS]])
         usable = np.isfinite(expected).all(axis=1) & np.isfinite(came).all(axis=1)
         not_finite += int(np.count_nonzero(~usable))
         expected, came = expected[usable], came[usable]
@@ -69,18 +62,6 @@ def measure(model: Any, onnx_bytes: bytes, X: Floats, threshold: float | None, t
         worst = max(worst, float(np.max(np.abs(came - expected) / scale, initial=0.0)))
         changed += int(np.count_nonzero(_decisions(expected, threshold) != _decisions(came, threshold)))
     return Parity(worst, changed, len(X), _reason(worst, changed, not_finite, len(X), tolerance))
-
-
-def _session(onnx_bytes: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # with more, onnxruntime sums the trees in another order
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    return onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
-
-
-def _run(session: Any, X: Floats) -> Floats:
-    scores: Floats = session.run(["scores"], {"X": X})[0]
-    return scores
 
 
 def _decisions(scores: Floats, threshold: float | None) -> npt.NDArray[Any]:

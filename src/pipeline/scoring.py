@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ class Feature:
     name: str
     categories: tuple[str, ...] | None = None
 
+    @cached_property
+    def codes(self) -> dict[str, float]:
+        """The code of each category."""
+        return {category: float(code) for code, category in enumerate(self.categories or ())}
+
 
 def encode(features: Mapping[str, np.ndarray], spec: Sequence[Feature]) -> np.ndarray:
     """The model's input, float64 [n, len(spec)]: numbers as they are, categories as their code; NaN where a number is
@@ -34,7 +40,7 @@ def encode(features: Mapping[str, np.ndarray], spec: Sequence[Feature]) -> np.nd
         if feature.categories is None:
             matrix[:, position] = values
         else:
-            codes = {category: float(code) for code, category in enumerate(feature.categories)}
+            codes = feature.codes
             matrix[:, position] = [codes.get(value, np.nan) for value in values]
     return matrix
 
@@ -56,7 +62,8 @@ def parse_column(values: Sequence[Any], kind: str) -> np.ndarray:
 
 
 def onnx_model(graph: bytes) -> Model:
-    """An ONNX graph (input `X` float64 [n, d], output `scores` [n, k]) as a function, on one thread."""
+    """An ONNX graph (input `X` float64 [n, d], output `scores` [n, k]) as a function. On one thread: with
+    more, onnxruntime sums the trees in another order."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -70,8 +77,7 @@ def onnx_model(graph: bytes) -> Model:
 
 def _sklearn_model(data: bytes) -> Model:
     # Only here, so that a service whose bundles run on ONNX needs no scikit-learn.
-    from pipeline.export import from_skops
-    from pipeline.parity import sklearn_scores
+    from pipeline.archive import from_skops, sklearn_scores
 
     pipeline = from_skops(data)
     return lambda matrix: sklearn_scores(pipeline, matrix)

@@ -57,7 +57,8 @@ def _disturbed(
             values = raw[column.name]
             moved = values + random.normal(scale=noise * pd.Series(values).std(ddof=0), size=len(values))
             moved = np.clip(moved, column.minimum, column.maximum)
-            numbers[column.name] = moved.round() if column.kind == "integer" else moved
+            # A whole number moves by one as often as keeps the noise's size; rounding would swallow what is small.
+            numbers[column.name] = np.floor(moved + random.random(len(moved))) if column.kind == "integer" else moved
     yield "noise on every number", noise, {**raw, **numbers}
     gaps = {c.name: _replaced(raw[c.name], None, share, random) for c in contract.inputs if c.nullable}
     yield "values gone missing", share, {**raw, **gaps}

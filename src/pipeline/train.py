@@ -11,6 +11,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import KFold
 
+from pipeline.archive import from_skops, sklearn_scores, to_skops
 from pipeline.baselines import baseline_scores, fit_baseline
 from pipeline.bundle import golden_positions, golden_rows, input_entries
 from pipeline.candidates import Candidate
@@ -18,9 +19,9 @@ from pipeline.canonical import json_bytes
 from pipeline.contract import Contract, Task
 from pipeline.decisions import Costs, cheapest_threshold
 from pipeline.errors import InputError
-from pipeline.export import NotExpressible, from_skops, to_onnx, to_skops
+from pipeline.export import NotExpressible, to_onnx
 from pipeline.params import Params, Seed
-from pipeline.parity import edge_rows, measure, sklearn_scores
+from pipeline.parity import edge_rows, measure
 from pipeline.prepared import Inputs, as_arrays, feature_spec, features_of, model_inputs
 from pipeline.reference import reference
 from pipeline.scoring import TOLERANCE, Feature, Features, encode, parse_columns

@@ -17,11 +17,11 @@ from pydantic import Field
 from sklearn.metrics import log_loss, root_mean_squared_error
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
+from pipeline.archive import sklearn_scores
 from pipeline.candidates import Candidate
 from pipeline.contract import Contract
 from pipeline.errors import InputError
 from pipeline.params import Params, Seed
-from pipeline.parity import sklearn_scores
 from pipeline.prepared import Inputs, feature_spec, features_of, model_inputs
 
 _FOLDS_AT_ONCE = 2

@@ -68,6 +68,17 @@ def test_the_newest_entry_names_the_champion_and_ten_comes_after_nine() -> None:
 
 
 @pytest.mark.usefixtures("repository")
+def test_a_signed_entry_is_read_without_its_signature(tmp_path: Path) -> None:
+    key = str(tmp_path / "key")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    signing = ("-c", "gpg.format=ssh", "-c", f"user.signingkey={key}")
+    git(*signing, "tag", "--sign", "model/v1", "--message", f"Promoted\n\n{json.dumps({'bundle': 'ab'})}")
+    signed = subprocess.run(["git", "cat-file", "tag", "model/v1"], check=True, capture_output=True, text=True)
+    assert "BEGIN SSH SIGNATURE" in signed.stdout
+    assert champion() == Entry("model/v1", "ab")
+
+
+@pytest.mark.usefixtures("repository")
 @pytest.mark.parametrize("message", ["promoted", '{"bundle"', '{"by": "someone"}', "[1]"])
 def test_an_entry_that_names_no_bundle_is_an_error_and_no_first_flight(message: str) -> None:
     enter("model/v1", message)

@@ -60,6 +60,22 @@ def test_what_the_model_goes_by_helps_and_what_it_does_not_read_helps_nothing() 
     assert (found["importance"] <= found["high"]).all()
 
 
+def test_a_feature_whose_shuffle_leaves_the_metric_undefined_has_no_importance() -> None:
+    matrix = normal(2)
+    truth = (matrix[:, 0] > 0).astype("float64")
+    calls = iter([False] * 3 + [True] * 3)  # while the first is shuffled, no row is called positive
+
+    def model(rows: np.ndarray) -> np.ndarray:
+        return truth[:, None] if next(calls) else np.zeros((len(rows), 1))
+
+    judged, blocks = Judged(truth, truth[:, None], DECISION), np.arange(N) * 40 // N
+    spec = (Feature("x0"), Feature("x1"))
+    found = importance(matrix, judged, model, spec, metric="precision", blocks=blocks, how=HOW).set_index("feature")
+    assert found.loc["x0", ["importance", "low", "high"]].isna().all()
+    assert found.loc["x0", "says"] == "helps nothing"
+    assert found.loc["x1", "importance"] == 0
+
+
 def test_importance_is_about_scikit_learns() -> None:
     matrix = normal(3, 3000)
     truth = matrix @ [2.0, 1.0, 0.0] + np.random.default_rng(1).normal(size=3000)

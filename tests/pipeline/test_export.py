@@ -29,8 +29,9 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 from sklearn.svm import LinearSVC
 
 from pipeline import parity
+from pipeline.archive import from_skops, to_skops
 from pipeline.errors import InputError
-from pipeline.export import NotExpressible, from_skops, to_onnx, to_skops
+from pipeline.export import NotExpressible, to_onnx
 
 NUMBERS, CATEGORIES = [0, 2, 3], [1, 4]
 SIZES = {1: 5, 4: 40}
@@ -222,7 +223,8 @@ def test_bytes_are_the_same_in_another_process():
     program = textwrap.dedent(
         """
         import hashlib, test_export as t
-        from pipeline.export import to_onnx, to_skops
+        from pipeline.archive import to_skops
+        from pipeline.export import to_onnx
         for model in (
             t.calibrated(t.boosted(), "multiclass", "temperature"),
             t.calibrated(t.linear(t.LogisticRegression(max_iter=1000)), "binary", "sigmoid"),

@@ -2,8 +2,8 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Any
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,11 +32,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(source: Path, *, timed: bool = True) -> dict[str, Any]:
     splits = {"train": prepared().train, "validation": prepared().validation}
     return lineage(
-        splits,
-        contract=make_contract(timed=timed),
-        files=[Path("params.yaml")],
-        params={"seed": 1},
-        source=source,
+        splits, contract=make_contract(timed=timed), files=[Path("params.yaml")], params={"seed": 1}, source=source
     )
 
 

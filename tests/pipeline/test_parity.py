@@ -9,8 +9,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from pipeline.archive import sklearn_scores
 from pipeline.export import to_onnx
-from pipeline.parity import Parity, edge_rows, measure, sklearn_scores
+from pipeline.parity import Parity, edge_rows, measure
 
 RANDOM = np.random.default_rng(0)
 X = np.column_stack([RANDOM.normal(size=(500, 2)), RANDOM.integers(0, 4, 500)])

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import FunctionTransformer
 
-from pipeline.export import to_skops
+from pipeline.archive import to_skops
 from pipeline.featurize import raw_columns
 from pipeline.scoring import TOLERANCE, Feature, Scorer, encode, parse_column
 from tests.synthetic import CANDIDATES, TASKS, features, make_bundle, make_contract, make_scorer, prepared, write_bundle

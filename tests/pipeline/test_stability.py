@@ -163,6 +163,14 @@ def test_noise_is_on_every_number_alone() -> None:
     assert abs(np.nanmean(moved)) < 0.05
 
 
+def test_noise_far_below_one_still_moves_whole_numbers_as_often_as_keeps_its_size() -> None:
+    test = prepared().test.assign(cycles=np.arange(len(prepared().test)) % 5 + 10)
+    _, noisy, *_ = seen(test, noise=0.05)
+    moved = noisy["cycles"] - test["cycles"]
+    assert set(moved) == {-1, 0, 1}
+    assert np.mean(moved != 0) == pytest.approx(0.07 * np.sqrt(2 / np.pi), abs=0.04)
+
+
 def test_values_go_missing_where_they_may_and_are_never_seen_where_the_category_is_open() -> None:
     came, _, gone, unseen = seen(prepared().test, share=0.3)
     assert {name for name in came if not same(came[name], gone[name])} == {"maker", "measured_at", "temperature"}

@@ -9,8 +9,8 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from pipeline.archive import sklearn_scores
 from pipeline.errors import InputError
-from pipeline.parity import sklearn_scores
 from pipeline.prepared import Inputs, as_arrays, feature_spec, features_of, model_inputs
 from pipeline.scoring import Feature, encode, onnx_model
 from pipeline.train import TrainParams, calibrate, one_hot, train

@@ -1,10 +1,13 @@
 """Acts that only the whole inspection can see, and what it cannot inspect."""
 
+import json
 import sys
 from typing import Any
 
 import pytest
 
+from flows.files import write_whole
+from pipeline.canonical import file_hash
 from tests.sabotage.conftest import Workshop
 from tests.sabotage.test_record import edit_json
 
@@ -18,6 +21,9 @@ def test_a_gate_deleted_from_the_code(workshop: Workshop, sabotaged: bool) -> No
     done = workshop.run(sys.executable, "-m", "flows.inspect", check=False)
     assert done.returncode == (1 if sabotaged else 0)
     assert not sabotaged or "GROUNDED by hashes (missing)" in done.stdout
+    recorded = json.loads(workshop["inspection/gates.json"].read_text())
+    assert recorded["champion"] == {"state": "first"}
+    assert recorded["dvc.lock"] == file_hash(workshop["dvc.lock"])
 
 
 def test_training_that_is_not_deterministic(workshop: Workshop, sabotaged: bool) -> None:
@@ -59,8 +65,10 @@ def test_a_huge_model(workshop: Workshop, sabotaged: bool) -> None:
 
 @pytest.mark.parametrize("missing", ["bundle", "prepared/train.parquet", "dvc.lock"])
 def test_what_cannot_be_inspected_is_neither_airworthy_nor_grounded(workshop: Workshop, missing: str) -> None:
+    write_whole(workshop["inspection"], {"gates.json": b'{"airworthy": true}'})  # of an earlier bundle
     workshop.run("rm", "-rf", missing)
     done = workshop.run(sys.executable, "-m", "flows.inspect", check=False)
     assert done.returncode == 2
     assert "inspect: expected all that the pipeline makes, found no" in done.stderr
     assert missing in done.stderr
+    assert not workshop["inspection"].exists()

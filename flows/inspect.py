@@ -53,7 +53,7 @@ def inspect() -> int:
     params, repository = read_params(), Repository()
     own = read_section(Path("params.yaml"), "inspect", InspectParams)
     check_present(repository)
-    with TemporaryDirectory() as scratch, ThreadPoolExecutor(3) as pool:
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
         release = pool.submit(lambda: released(evaluated(params)))
         trained = pool.submit(made_again, "train", Path(scratch, "bundle"))
         prepared = pool.submit(made_again, "preprocess", Path(scratch, "prepared"))

@@ -13,7 +13,7 @@ from pipeline.resamples import Blocks, Draws, Estimate, Floats, estimate
 
 MORE_IS_BETTER = {"roc_auc", "pr_auc", "precision", "recall", "f1", "accuracy", "macro_roc_auc", "macro_f1", "r2"}
 LESS_IS_BETTER = {"log_loss", "brier", "calibration_error", "cost_per_1000", "rmse", "mae"}
-_AT_ONCE = 5_000_000  # numbers held at once
+_AT_ONCE = 500_000  # numbers held at once: they stay in the processor's cache
 _BINS = 10
 _SAME = 1e-12  # of the mean square: a variance below it is rounding
 _LEAST = np.finfo("float64").eps  # a probability of 0 has no log loss; scikit-learn takes the same

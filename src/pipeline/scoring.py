@@ -33,16 +33,13 @@ class Feature:
 def encode(features: Mapping[str, np.ndarray], spec: Sequence[Feature]) -> np.ndarray:
     """The model's input, float64 [n, len(spec)]: numbers as they are, categories as their code; NaN where a number is
     missing, or a category missing or never seen in training."""
-    rows = len(next(iter(features.values())))
-    matrix = np.empty((rows, len(spec)))
-    for position, feature in enumerate(spec):
-        values = features[feature.name]
-        if feature.categories is None:
-            matrix[:, position] = values
-        else:
-            codes = feature.codes
-            matrix[:, position] = [codes.get(value, np.nan) for value in values]
-    return matrix
+    columns = [
+        features[feature.name]
+        if feature.categories is None
+        else [feature.codes.get(value, np.nan) for value in features[feature.name].tolist()]
+        for feature in spec
+    ]
+    return np.ascontiguousarray(np.array(columns, dtype="float64").T)
 
 
 def parse_columns(given: Mapping[str, Sequence[Any]], inputs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

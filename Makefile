@@ -1,6 +1,9 @@
-# Every command of the project; `make` lists them. All but help set up .venv first, once, and again when the lock changes.
+# Every command of the project; `make` lists them. All but help set up .venv first, once, and again when the lock changes;
+# those of the service, serving/.venv as well.
 
 PY := .venv/bin/python
+SERVING_PY := serving/.venv/bin/python
+PORT ?= 8000
 export HOST_PATH := $(PATH)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
@@ -9,22 +12,26 @@ export ORT_DISABLE_TELEMETRY := 1
 export PRE_COMMIT_HOME := $(CURDIR)/.cache/pre-commit
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV # of other projects
 
-.PHONY: help repro test check bench ui schedule lock clean clone again
+.PHONY: help repro test check bench bench-serving ui schedule serve image test-image lock clean clone again
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 repro: .venv/.ready ## pull the data, run the whole pipeline, compare with what is recorded
 	@$(PY) -m flows.repro
 
-test: .venv/.ready ## run every test
+test: .venv/.ready serving/.venv/.ready ## run every test, but for those of the image
 	@$(PY) -m pytest -n auto --dist loadfile --cov=src/pipeline --cov-fail-under=100 --cov-report=term:skip-covered
+	@$(SERVING_PY) -m pytest tests/serving
 
-check: .venv/.ready ## format, lint, types, layers: what a pull request must pass
+check: .venv/.ready serving/.venv/.ready ## format, lint, types, layers: what a pull request must pass
 	@$(PY) -m pre_commit run --all-files
 
 bench: .venv/.ready ## measure what the pipeline costs, as in docs/benchmarks.md
 	@$(PY) -m tests.bench
+
+bench-serving: .venv/.ready serving/.venv/.ready ## measure what a prediction costs, beside its rivals; needs wrk
+	@$(PY) -m tests.bench_serving
 
 ui: .venv/.ready ## show MLflow's and Prefect's interfaces
 	@$(PY) -m flows.ui
@@ -32,16 +39,31 @@ ui: .venv/.ready ## show MLflow's and Prefect's interfaces
 schedule: .venv/.ready ## deploy what prefect.yaml declares, and work it off
 	@$(PY) -m flows.pipeline
 
-lock: .venv/.ready ## renew requirements.lock from pyproject.toml
-	@$(PY) -m uv pip compile --quiet --upgrade --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --no-annotate -o requirements.lock pyproject.toml
+# A model on scikit-learn is served by an environment that has it.
+SERVED := serving/.venv$(if $(findstring "runtime": "sklearn",$(if $(wildcard bundle/contract.json),$(file < bundle/contract.json))),-sklearn)
+serve: $(SERVED)/.ready ## answer predictions with the model that was just made, inspected or not (PORT=8000)
+	@SERVING_INSPECTED=0 SERVING_PORT=$(PORT) $(SERVED)/bin/python -m serving
+
+image: $(SERVED)/.ready ## build the container of a model that passed its inspection (ENGINE=, IMAGE=, BUILD_FLAGS=)
+	@$(SERVED)/bin/python -m serving --check
+	@$(PY) -m serving.image
+
+test-image: image ## build it, run it and test it from outside (RUN='podman run')
+	@$(PY) -m pytest tests/container
+
+COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate
+lock: .venv/.ready ## renew every lock: the service has what the pipeline has
+	@$(COMPILE) --group dev -o requirements.lock pyproject.toml
+	@for name in serving/requirements serving/requirements-sklearn tests/serving/requirements; do \
+		$(COMPILE) -c requirements.lock -o $$name.lock $$name.in || exit; done
 
 clean: ## remove what the project made; data that only this folder holds stays
 	@if [ -x $(PY) ] && $(PY) -m dvc status --quiet --cloud --all-commits data.dvc 2>/dev/null; \
 	then rm -rf data .dvc/cache; \
 	else echo "data/ and .dvc/cache stay: no remote holds all of them, see \`dvc push\`"; fi
-	@rm -rf .venv .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
-	@find src flows tests -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf .venv serving/.venv* .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
+	@find src flows serving tests -name __pycache__ -prune -exec rm -rf {} +
 
 clone:
 	@[ -e .git ] || { echo "make: expected a git clone, found a folder without .git, which DVC needs;" \
@@ -52,10 +74,26 @@ ifneq ($(shell $(PY) -c 'print(1)' 2>/dev/null),1)
 endif
 .venv/.ready: requirements.lock | clone
 	@sh -euc "$$SETUP"
+serving/.venv/.ready: tests/serving/requirements.lock
+serving/.venv-sklearn/.ready: serving/requirements-sklearn.lock
+serving/.venv/.ready serving/.venv-sklearn/.ready: .venv/.ready
+	@sh -euc "$$SETUP_SERVING" make $(@D) $(filter %.lock,$^)
 
-define SETUP
+define INSTALL
 PATH=$$HOST_PATH
 fail() { echo "make: expected $$1" >&2; exit 1; }
+install() {
+    if [ ! "$$uv" ] || ! "$$uv" pip sync --quiet --require-hashes --compile-bytecode --python "$$1/bin/python" "$$2"; then
+        echo "uv did not install them; trying pip"
+        "$$1/bin/python" -m ensurepip > "$$1/ensurepip.log" 2>&1 || true
+        "$$1/bin/python" -m pip install --quiet --no-deps --require-hashes -r "$$2" ||
+            fail "a package index that answers and holds what $$2 names; see the lines above, then make again"
+    fi
+}
+endef
+
+define SETUP
+$(INSTALL)
 usable() { "$$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
 if [ -e .venv/.unfinished ] || ! usable .venv/bin/python; then
@@ -80,12 +118,7 @@ uv=$$(command -v uv) || {
     sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
     if .venv/bin/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt; then uv=.venv/bin/uv; else uv=; fi
 }
-if [ ! "$$uv" ] || ! "$$uv" pip sync --quiet --require-hashes --compile-bytecode --python .venv/bin/python requirements.lock; then
-    echo "uv did not install them; trying pip"
-    .venv/bin/python -m ensurepip > .venv/ensurepip.log 2>&1 || true
-    .venv/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock ||
-        fail "a package index that answers and holds what requirements.lock names; see the lines above, then make again"
-fi
+install .venv requirements.lock
 # A bare `dvc` or `pytest` of this environment writes no cache and sends no reports outside either (see flows/__init__.py),
 # and DVC's queue finds the `dvc` that it starts by name.
 packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -96,3 +129,16 @@ rm -f .venv/.unfinished
 touch .venv/.ready
 endef
 export SETUP
+
+define SETUP_SERVING
+$(INSTALL)
+if [ "$$("$$1/bin/python" --version 2>&1)" != "$$(.venv/bin/python --version)" ]; then
+    rm -rf "$$1"
+    .venv/bin/python -m venv --without-pip "$$1"
+fi
+echo "installing the service's locked packages into $$1, once"
+uv=$$(command -v uv) || uv=.venv/bin/uv
+install "$$1" "$$2"
+touch "$$1/.ready"
+endef
+export SETUP_SERVING

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ class Clone:
         (self.path / ".git").mkdir()
         shutil.copy(REPOSITORY / "Makefile", self.path)
         (self.path / "requirements.lock").write_text(f"a==1 \\\n    --hash=sha256:aa\n{UV}z==3\n")
+        (self.path / "tests/serving").mkdir(parents=True)
+        (self.path / "tests/serving/requirements.lock").write_text("s==4\n")
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
 
@@ -66,14 +69,16 @@ def calls(clone: Clone) -> list[str]:
 
 
 SYNC = "pip sync --quiet --require-hashes --compile-bytecode --python .venv/bin/python requirements.lock"
+SYNC_SERVING = SYNC.replace(".venv/", "serving/.venv/").replace(" requirements", " tests/serving/requirements")
 
 
 def test_make_alone_lists_the_commands(clone: Clone) -> None:
     listed = clone.make().stdout.splitlines()
-    commands = ["repro", "test", "check", "bench", "ui", "schedule", "lock", "clean"]
+    commands = ["repro", "test", "check", "bench", "bench-serving", "ui", "schedule", "serve", "image", "test-image"]
+    commands += ["lock", "clean"]
     assert [line.split()[1] for line in listed] == commands
     assert all(len(line.split()) > 4 for line in listed)
-    assert sorted(path.name for path in clone.path.iterdir()) == [".git", "Makefile", "requirements.lock"]
+    assert sorted(path.name for path in clone.path.iterdir()) == [".git", "Makefile", "requirements.lock", "tests"]
 
 
 def test_setting_up_installs_the_lock_once(ready: Clone) -> None:
@@ -91,6 +96,42 @@ def test_a_renewed_lock_is_installed(ready: Clone) -> None:
     os.utime(ready.path / "requirements.lock", (2**32, 2**32))
     ready.make(".venv/.ready")
     assert calls(ready) == [SYNC, SYNC]
+
+
+def test_the_service_has_an_environment_of_its_own(ready: Clone) -> None:
+    first = ready.make("serving/.venv/.ready")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.splitlines()[-1] == "installing the service's locked packages into serving/.venv, once"
+    ready.make("serving/.venv/.ready")
+    assert calls(ready) == [SYNC, SYNC_SERVING]
+    os.utime(ready.path / "tests/serving/requirements.lock", (2**32, 2**32))
+    ready.make("serving/.venv/.ready")
+    assert calls(ready) == [SYNC, SYNC_SERVING, SYNC_SERVING]
+    home = (ready.path / "serving/.venv/pyvenv.cfg").read_text()
+    assert str(ready.path / ".venv") not in re.search("home = (.*)", home)[1]
+
+
+def test_the_services_environment_follows_the_projects_python(ready: Clone) -> None:
+    ready.make("serving/.venv/.ready")
+    for link in [*ready.path.glob(".venv/bin/python*"), *ready.path.glob("serving/.venv/bin/python*")]:
+        link.unlink()
+    assert ready.make("serving/.venv/.ready").returncode == 0
+    assert calls(ready) == 2 * [SYNC, SYNC_SERVING]
+    assert (ready.path / "serving/.venv/bin/python").exists()
+
+
+def test_the_service_starts_in_its_environment_on_the_port_that_was_named(ready: Clone) -> None:
+    ready.make("serving/.venv/.ready")
+    (ready.path / "serving/__init__.py").touch()
+    said = "import os, sys; print(sys.prefix, os.environ['SERVING_PORT'], os.environ['SERVING_INSPECTED'])"
+    (ready.path / "serving/__main__.py").write_text(said)
+    for arguments, port in (((), "8000"), (("PORT=9000",), "9000")):
+        assert ready.make("serve", *arguments).stdout == f"{ready.path}/serving/.venv {port} 0\n"
+    (ready.path / "serving/requirements-sklearn.lock").touch()
+    (ready.path / "bundle").mkdir()
+    for runtime, environment in (("onnx", ".venv"), ("sklearn", ".venv-sklearn")):
+        (ready.path / "bundle/contract.json").write_text(json.dumps({"runtime": runtime}, indent=1))
+        assert ready.make("serve").stdout.splitlines()[-1] == f"{ready.path}/serving/{environment} 8000 0"
 
 
 def test_an_interrupted_set_up_begins_again(ready: Clone) -> None:
@@ -185,22 +226,29 @@ def test_a_package_index_that_does_not_answer_is_said(clone: Clone) -> None:
 
 def test_cleaning_takes_what_was_made_and_leaves_the_rest(ready: Clone) -> None:
     ready.make(".venv/.ready")
-    made = ["bundle/model.onnx", ".prefect/prefect.db", "src/problem/__pycache__/a.pyc"]
+    ready.make("serving/.venv/.ready")
+    made = ["bundle/model.onnx", ".prefect/prefect.db", "src/problem/__pycache__/a.pyc", "serving/__pycache__/a.pyc"]
     for name in [*made, "src/problem/a.py", "data/a"]:
         (ready.path / name).parent.mkdir(parents=True, exist_ok=True)
         (ready.path / name).touch()
-    for name in ("flows", "tests"):
-        (ready.path / name).mkdir()
+    (ready.path / "flows").mkdir()
     done = ready.make("clean")
     assert done.returncode == 0, done.stderr
     assert "data/ and .dvc/cache stay" in done.stdout
     left = sorted(path.relative_to(ready.path).as_posix() for path in ready.path.rglob("*") if path.is_file())
-    assert left == ["Makefile", "data/a", "requirements.lock", "src/problem/a.py", "uv.log"]
+    assert left == [
+        "Makefile",
+        "data/a",
+        "requirements.lock",
+        "src/problem/a.py",
+        "tests/serving/requirements.lock",
+        "uv.log",
+    ]
 
 
 def test_every_command_is_phony_and_every_module_exists() -> None:
     text = (REPOSITORY / "Makefile").read_text()
-    commands = re.findall(r"^([a-z]+):.*## ", text, flags=re.MULTILINE)
+    commands = re.findall(r"^([a-z-]+):.*## ", text, flags=re.MULTILINE)
     assert set(commands) <= set(re.search(r"\.PHONY: (.*)", text)[1].split())
-    for module in re.findall(r"-m (flows\.[a-z]+)", text):
+    for module in re.findall(r"-m ((?:flows|serving|tests)\.[a-z_]+)", text):
         assert (REPOSITORY / (module.replace(".", "/") + ".py")).is_file()

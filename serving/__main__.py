@@ -1,0 +1,72 @@
+"""Starts the service: `python -m serving`; with `--check` it says only whether the bundle may be served. Change here to
+start it otherwise."""
+
+import gc
+import os
+import signal
+import sys
+
+import uvicorn
+
+from pipeline.errors import InputError
+from pipeline.scoring import Features
+from problem.features import features as own_features
+from serving.app import create_app
+from serving.release import Release, load
+from serving.settings import Settings, read_settings
+from serving.telemetry import Log, log_of_libraries
+
+
+def main(features: Features = own_features, *, check: bool = False) -> None:
+    """Serve until told to stop; ends at once where a setting or the bundle is wrong, or where it is only to check."""
+    log = Log()
+    try:
+        settings = read_settings(os.environ)
+        release = load(settings, features)
+        app = create_app(release, settings, log)
+    except InputError as error:
+        sys.exit(f"serving: {error}")
+    if check:
+        sys.stdout.write(f"{settings.model_dir}: {release.hash} may be served\n")
+        return
+    log_of_libraries(log)
+    log.start()
+    _tell(log, release, settings)
+    gc.collect()
+    gc.freeze()  # the collector need not look again at what stays
+    # uvicorn raises the signal that stopped it once more: this lets the process end in order.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
+    try:
+        uvicorn.run(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.shutdown_s,
+        )
+    finally:
+        app.close()
+        log.stop()
+
+
+def _tell(log: Log, release: Release, settings: Settings) -> None:
+    log.line(
+        "serving",
+        name=release.name,
+        version=release.version,
+        model=release.hash,
+        airworthy=release.airworthy,
+        address=f"http://{settings.host}:{settings.port}",
+    )
+    if not settings.inspected:
+        log.line("SERVING_INSPECTED=0: this bundle is served whatever its inspection says", "warning")
+
+
+if __name__ == "__main__":
+    main(check=sys.argv[1:] == ["--check"])

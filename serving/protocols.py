@@ -1,0 +1,187 @@
+"""The ways to ask for scores, and to be answered. Change here to speak another.
+
+`/predict` is this service's own, `/invocations` what `mlflow models serve` takes; `serving.v2` has the third.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from pipeline.scoring import Columns
+from serving.problems import Answer, Problem
+from serving.release import Release
+from serving.rows import RowError, parse_json
+
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+
+
+@dataclass(slots=True)
+class Call:
+    """A request, as far as an answer depends on it."""
+
+    id: str
+    headers: dict[bytes, bytes]
+    body: bytes = b""
+
+
+class Asked(NamedTuple):
+    """The rows of a request, and what else it says of the answer."""
+
+    columns: Columns
+    rows: int
+    wishes: Any = None
+
+
+class Scored(NamedTuple):
+    """What became of them: scores float64 [n, k], and which categories training never saw."""
+
+    scores: np.ndarray
+    unseen: list[tuple[int, str]]
+
+
+class Form(Protocol):
+    """One way to ask, and to be answered."""
+
+    media_types: tuple[bytes, ...]
+
+    def read(self, call: Call) -> Asked: ...
+
+    def write(self, call: Call, asked: Asked, scored: Scored) -> Answer: ...
+
+
+class ModelName(Struct):
+    """Which model answered."""
+
+    name: str
+    version: str
+    hash: Annotated[str, Meta(description="SHA-256 of the bundle")]
+
+
+class Unseen(Struct):
+    """A category that training never saw: the score knows nothing of it."""
+
+    row: int
+    column: str
+
+
+class Prediction(Struct, omit_defaults=True):
+    """What `/predict` answers."""
+
+    model: ModelName
+    request_id: str
+    scores: Annotated[
+        list[float | list[float]],
+        Meta(description="A number per row: the probability, or the prediction; of several classes a list"),
+    ]
+    unseen: list[Unseen]
+    source: Annotated[Literal["model"], Meta(description="What gave the scores")]
+    labels: Annotated[list[bool | str] | UnsetType, Meta(description="The decision per row")] = UNSET
+    classes: Annotated[list[str] | UnsetType, Meta(description="The class of each score in a row's list")] = UNSET
+
+
+class Predict:
+    """`{"rows": [{...}]}` in, scores and labels out."""
+
+    media_types: tuple[bytes, ...] = (JSON,)
+
+    def __init__(self, release: Release) -> None:
+        self._inputs = release.inputs
+        self._model = ModelName(release.name, release.version, release.hash)
+        self._contract = release.contract
+
+    def read(self, call: Call) -> Asked:
+        rows = self._inputs.decode(call.body)
+        return Asked(self._inputs.arrays(rows), len(rows))
+
+    def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
+        several = scored.scores.shape[1] > 1
+        decided = labels(scored.scores, self._contract)
+        prediction = Prediction(
+            model=self._model,
+            request_id=call.id,
+            scores=scored.scores.tolist() if several else scored.scores[:, 0].tolist(),
+            unseen=[Unseen(row, column) for row, column in scored.unseen],
+            source="model",
+            labels=UNSET if decided is None else decided,
+            classes=self._contract["classes"] if several else UNSET,
+        )
+        return Answer(200, msgspec.json.encode(prediction))
+
+
+class Invocations:
+    """MLflow's four forms in, `{"predictions": scores}` out, as this project's MLflow model answers."""
+
+    media_types: tuple[bytes, ...] = (JSON,)
+    forms = ("dataframe_split", "dataframe_records", "instances", "inputs")
+
+    def __init__(self, release: Release) -> None:
+        self._inputs = release.inputs
+
+    def read(self, call: Call) -> Asked:
+        given = parse_json(call.body)
+        named = [name for name in given if name != "params"] if isinstance(given, dict) else []
+        if len(named) != 1 or named[0] not in self.forms or given.get("params"):
+            raise RowError(f"expected an object with one of {', '.join(self.forms)}, and no params")
+        rows = self._inputs.convert(self._records(named[0], given[named[0]]))
+        return Asked(self._inputs.arrays(rows), len(rows))
+
+    def _records(self, form: str, given: Any) -> Any:
+        if form == "dataframe_split":
+            split = converted(given, Split, form)
+            if any(len(row) != len(split.columns) for row in split.data):
+                raise RowError(f"dataframe_split: expected {len(split.columns)} values in each row of data")
+            if len(set(split.columns)) != len(split.columns):
+                raise RowError("dataframe_split: expected each column once")
+            return [dict(zip(split.columns, row, strict=True)) for row in split.data]
+        if form == "inputs":
+            columns = converted(given, dict[str, list[Any]], form)
+            if len({len(values) for values in columns.values()}) > 1:
+                raise RowError("inputs: expected columns of one length")
+            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return given
+
+    def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
+        return Answer(200, msgspec.json.encode({"predictions": scored.scores.tolist()}))
+
+
+class Split(Struct):
+    """A table as pandas writes it with `orient="split"`."""
+
+    columns: list[str]
+    data: list[list[Any]]
+
+
+def labels(scores: np.ndarray, contract: Mapping[str, Any]) -> list[Any] | None:
+    """The decision per row: true or false at the threshold, the likeliest class, or None for a regression."""
+    if contract["task"] == "binary":
+        return (scores[:, 0] >= contract["threshold"]).tolist()  # type: ignore[no-any-return]
+    if contract["task"] == "multiclass":
+        return [contract["classes"][best] for best in scores.argmax(axis=1).tolist()]
+    return None
+
+
+def converted(given: Any, kind: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise RowError(f"{name}: {error}") from None
+
+
+def check_media_type(form: Form, headers: Mapping[bytes, bytes]) -> None:
+    """Problem where the body is in no form that can be read."""
+    came = headers.get(b"content-type")
+    if came is not None and came.partition(b";")[0].strip().lower() not in form.media_types:
+        expected = b" or ".join(form.media_types).decode()
+        raise Problem(415, f"expected the content type {expected}, got {came[:100].decode('latin-1')}")
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise Problem(415, "expected a body without content encoding; send it uncompressed")
+
+
+def example(release: Release) -> bytes:
+    """A body for `/predict`."""
+    return msgspec.json.encode({"rows": [release.example]})

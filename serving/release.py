@@ -1,0 +1,171 @@
+"""A bundle that may be served: verified, loaded, and known by its hash. Change here to verify more before it is.
+
+Nothing in it is believed: the service scores the bundle's golden rows as if a client had sent them.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeline.canonical import file_hash, files_hash, folder_files
+from pipeline.errors import InputError
+from pipeline.scoring import TOLERANCE, Features, Scorer
+from serving.rows import Inputs, RowError
+from serving.settings import Settings, project
+
+FILES = ("contract.json", "golden.json", "lineage.json", "reference.json")
+MODEL_FILES = {"onnx": "model.onnx", "sklearn": "pipeline.skops"}
+_AGAIN = "pull it again (`dvc pull`), or train again (`dvc repro`)"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A verified bundle. `verdict` is the inspection's, or what evaluation alone found, or None; `example` is a golden
+    row as a client sends it."""
+
+    name: str
+    version: str
+    hash: str
+    scorer: Scorer
+    inputs: Inputs
+    lineage: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    verdict: Mapping[str, Any] | None
+    inspected: bool
+    example: Mapping[str, Any]
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        return self.scorer.contract
+
+    @property
+    def airworthy(self) -> bool:
+        """Whether an inspection of this very bundle says so."""
+        return self.inspected and self.verdict is not None and self.verdict["airworthy"] is True
+
+
+def load(settings: Settings, features: Features) -> Release:
+    """The bundle of the settings, to be scored with `features`; InputError says why it may not be served."""
+    try:
+        return _load(settings, features)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"{settings.model_dir}: expected what training writes, found {found}; {_AGAIN}") from error
+
+
+def _load(settings: Settings, features: Features) -> Release:
+    folder = settings.model_dir
+    read = {name: _read(folder / name) for name in FILES}
+    contract, golden = read["contract.json"], read["golden.json"]
+    digest = files_hash(folder_files(folder))
+    if settings.model_hash not in (None, digest):
+        raise InputError(f"{folder}: expected the bundle {settings.model_hash}, got {digest}; {_AGAIN}")
+    verdict, inspected = _verdict(folder, digest)
+    if settings.inspected:
+        _check_airworthy(folder, digest, verdict if inspected else None)
+    _check_features(folder, contract, features)
+    scorer = _scorer(folder, contract, features)
+    inputs = Inputs(contract["inputs"])
+    records = [dict(zip(golden["rows"], row, strict=True)) for row in zip(*golden["rows"].values(), strict=False)]
+    _check_golden(folder, golden, records, inputs, scorer)
+    return Release(
+        name=project()["name"],
+        version=settings.model_version or digest[:12],
+        hash=digest,
+        scorer=scorer,
+        inputs=inputs,
+        lineage=read["lineage.json"],
+        reference=read["reference.json"],
+        verdict=verdict,
+        inspected=inspected,
+        example=records[0],
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        read = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a bundle with this file, found none; {_AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, got something else ({error}); {_AGAIN}") from None
+    if not isinstance(read, dict):
+        raise InputError(f"{path}: expected a JSON object, got something else; {_AGAIN}")
+    return read
+
+
+def _verdict(folder: Path, digest: str) -> tuple[Mapping[str, Any] | None, bool]:
+    """The best verdict on this bundle, and whether an inspection gave it."""
+    for name in ("inspection", "reports"):
+        path = folder.resolve().parent / name / "gates.json"
+        verdict = _read(path) if path.exists() else {}
+        if verdict.get("bundle") == digest:
+            return verdict, name == "inspection"
+    return None, False
+
+
+def _check_airworthy(folder: Path, digest: str, verdict: Mapping[str, Any] | None) -> None:
+    remedy = "inspect it (`python -m flows.inspect`); SERVING_INSPECTED=0 serves it all the same"
+    if verdict is None:
+        path = folder.resolve().parent / "inspection" / "gates.json"
+        found = f"one of {str(_read(path).get('bundle'))[:12]}" if path.exists() else "none"
+        raise InputError(f"{path}: expected an inspection of the bundle {digest[:12]}, found {found}; {remedy}")
+    if verdict["airworthy"] is not True:
+        failed = ", ".join(gate["gate"] for gate in verdict["gates"] if not gate["passed"])
+        raise InputError(f"{folder}: expected an airworthy bundle, {digest[:12]} is grounded by {failed}; {remedy}")
+
+
+def _check_features(folder: Path, contract: Mapping[str, Any], features: Features) -> None:
+    source = Path(inspect.getfile(features))
+    expected, own = contract.get("features_hash"), file_hash(source)
+    if expected != own:
+        raise InputError(
+            f"{folder}: the bundle was trained with other features than this service has: expected {expected}, "
+            f"{source} is {own}; build an image from the bundle's commit, or train again"
+        )
+
+
+def _scorer(folder: Path, contract: Mapping[str, Any], features: Features) -> Scorer:
+    runtime = contract["runtime"]
+    if runtime == "sklearn" and find_spec("sklearn") is None:
+        raise InputError(
+            f"{folder}: the bundle runs on scikit-learn, which is not installed here; use the image that is built "
+            "from serving/requirements-sklearn.lock"
+        )
+    try:
+        return Scorer.load(folder, features)
+    except InputError:
+        raise
+    except Exception as error:  # what a damaged file raises is up to its library
+        path = folder / MODEL_FILES.get(runtime, "model.onnx")
+        raise InputError(f"{path}: expected a model, cannot load it ({type(error).__name__}); {_AGAIN}") from error
+
+
+def _check_golden(
+    folder: Path, golden: Mapping[str, Any], records: list[dict[str, Any]], inputs: Inputs, scorer: Scorer
+) -> None:
+    path, expected = folder / "golden.json", np.array(golden["scores"], dtype="float64")
+    lengths = {name: len(values) for name, values in golden["rows"].items()}
+    if not records or set(lengths.values()) != {len(expected)}:
+        raise InputError(f"{path}: expected as many rows as its {len(expected)} scores, got {lengths}; {_AGAIN}")
+    try:
+        rows = inputs.decode(msgspec.json.encode({"rows": records}))
+    except RowError as error:
+        raise InputError(f"{path}: expected rows that the contract allows; {error}; {_AGAIN}") from error
+    made = scorer.score(inputs.arrays(rows))
+    if made.shape != expected.shape:
+        raise InputError(f"{path}: expected scores of shape {expected.shape}, the model gives {made.shape}; {_AGAIN}")
+    scale = np.maximum(1, np.abs(expected)) if scorer.contract["task"] == "regression" else 1.0
+    gap = float(np.max(np.abs(made - expected) / scale))
+    if not gap <= TOLERANCE:
+        raise InputError(
+            f"{path}: expected the scores that training gave, within {TOLERANCE}; here they differ by {gap}: another "
+            f"model, or other versions of its libraries; {_AGAIN}"
+        )

@@ -1,0 +1,223 @@
+"""What the service tells of itself: metrics, log lines, traces. Change here to tell more.
+
+Never what a row holds: not in a metric, a log line, a span or the report of an error.
+"""
+
+import logging
+import os
+import re
+import threading
+import traceback
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from pipeline.errors import InputError
+from serving.release import Release
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_PROBABILITIES = tuple(edge / 10 for edge in range(1, 11))
+_FLUSH_S = 0.1
+_STOP_S = 5.0
+_MAX_LINES = 100_000  # that wait to be written
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+
+
+class Scores(Collector):
+    """A histogram of scores that takes thousands at once."""
+
+    def __init__(self, edges: Iterable[float]) -> None:
+        self._edges = [*edges, float("inf")]
+        self._counts = [0] * len(self._edges)
+        self._sum = 0.0
+
+    def observe(self, scores: np.ndarray) -> None:
+        """Count scores of shape [n]."""
+        if len(scores) == 1:
+            score = float(scores[0])
+            self._counts[bisect_left(self._edges, score)] += 1
+            self._sum += score
+            return
+        for edge, count in enumerate(np.bincount(np.searchsorted(self._edges, scores)).tolist()):
+            self._counts[edge] += count
+        self._sum += float(scores.sum())
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """What prometheus_client asks for."""
+        names = [*map(str, self._edges[:-1]), "+Inf"]
+        buckets = list(zip(names, np.cumsum(self._counts).tolist(), strict=True))
+        yield HistogramMetricFamily("serving_scores", "Scores: of the called class, or predictions", buckets, self._sum)
+
+
+class Metrics:
+    """Everything that Prometheus may ask for."""
+
+    def __init__(self, release: Release, log: "Log") -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.in_flight = 0
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter("serving_requests", "Requests", ["route", "status"], registry=self.registry)
+        self._seconds = Histogram(
+            "serving_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=self.registry
+        )
+        self._rows = Counter("serving_rows", "Rows scored", registry=self.registry)
+        self._unseen = Counter(
+            "serving_unseen", "Categories that training never saw", ["column"], registry=self.registry
+        )
+        self._refused = Counter("serving_refused", "Requests that were refused", ["reason"], registry=self.registry)
+        in_flight = Gauge("serving_in_flight", "Requests under way", registry=self.registry)
+        in_flight.set_function(lambda: self.in_flight)
+        dropped = Gauge("serving_log_lines_dropped", "Log lines that had no room", registry=self.registry)
+        dropped.set_function(lambda: log.dropped)
+        about = Gauge("serving_model_info", "The model", ["name", "version", "hash", "runtime"], registry=self.registry)
+        about.labels(release.name, release.version, release.hash, release.contract["runtime"]).set(1)
+        airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=self.registry)
+        airworthy.set(release.airworthy)
+        for column in release.inputs.columns:
+            if column.open:
+                self._unseen.labels(column.name)
+        self._several = release.contract["task"] == "multiclass"
+        self._scores = Scores(_score_edges(release))
+        self.registry.register(self._scores)
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        known = self._answered.get((route, status))
+        if known is None:
+            known = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            self._answered[route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
+
+    def scored(self, scores: np.ndarray, unseen: list[tuple[int, str]]) -> None:
+        """Count scores of shape [n, k], and unseen categories."""
+        self._rows.inc(len(scores))
+        self._scores.observe(scores.max(axis=1) if self._several else scores[:, 0])
+        for _, column in unseen:
+            self._unseen.labels(column).inc()
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was refused."""
+        self._refused.labels(reason).inc()
+
+
+def _score_edges(release: Release) -> tuple[float, ...]:
+    if release.contract["task"] != "regression":
+        return _PROBABILITIES
+    return tuple(release.reference["scores"].get("score", {}).get("edges", ())) or _PROBABILITIES
+
+
+class Log:
+    """JSON lines to a file descriptor, written by a thread: whoever logs waits for no disk and no pipe."""
+
+    def __init__(self, descriptor: int = 1) -> None:
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque()
+        self._encode = msgspec.json.Encoder().encode
+        self._stopping = threading.Event()
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+        self.dropped = 0
+
+    def line(self, event: str, level: str = "info", **fields: Any) -> None:
+        """Log an event."""
+        if len(self._lines) >= _MAX_LINES:
+            self.dropped += 1
+            return
+        self._lines.append(self._encode({"time": datetime.now(UTC), "level": level, "event": event, **fields}))
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._writer.start()
+
+    def stop(self) -> None:
+        """Write what waits, and end."""
+        self._stopping.set()
+        self._writer.join(_STOP_S)
+
+    def _write(self) -> None:
+        while not self._stopping.wait(_FLUSH_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        data = memoryview(b"\n".join([*lines, b""]))
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:  # nobody reads it any more
+            self.dropped += len(lines)
+
+
+class LogHandler(logging.Handler):
+    """What libraries log, uvicorn above all, as lines of the same log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.INFO)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record."""
+        failure = failed(record.exc_info[1]) if record.exc_info and record.exc_info[1] else {}
+        self._log.line(record.getMessage(), record.levelname.lower(), logger=record.name, **failure)
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """An exception without its message, which may quote a row: its type, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {"error": type(error).__name__, "at": [f"{f.filename}:{f.lineno} {f.name}" for f in frames]}
+
+
+class Span:
+    """A request's part in a trace: handed on, and not recorded."""
+
+    def __init__(self, trace_id: str, traceparent: bytes) -> None:
+        self.trace_id = trace_id
+        self.traceparent = traceparent
+
+    def end(self, route: str, status: int) -> None:
+        """Its request is answered."""
+
+
+class Tracing:
+    """Nothing is recorded: the trace of a request that has one goes on under a new span's id (W3C Trace Context)."""
+
+    def begin(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Span | None:  # noqa: ARG002
+        """The span of a request."""
+        matched = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+        if not matched:
+            return None
+        trace_id, flags = matched[1], matched[2]
+        return Span(trace_id.decode(), b"00-%b-%b-%b" % (trace_id, os.urandom(8).hex().encode(), flags))
+
+    def stop(self) -> None:
+        """Nothing waits."""
+
+
+def make_tracing(environment: Mapping[str, str], name: str) -> Tracing:
+    """OpenTelemetry where its standard variables ask for it, which then costs each request its span."""
+    asked = any(environment.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_"))
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "otlp" if asked else "none")
+    if exporter not in ("otlp", "none"):
+        raise InputError(f"OTEL_TRACES_EXPORTER: expected otlp or none, got '{exporter}'")
+    if exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return Tracing()
+    from serving.tracing import Traced  # only here: it loads the SDK
+
+    return Traced(environment.get("OTEL_SERVICE_NAME", name))
+
+
+def log_of_libraries(log: Log) -> None:
+    """Send what libraries log and warn of to the log."""
+    logging.basicConfig(handlers=[LogHandler(log)], level=logging.INFO, force=True)
+    logging.captureWarnings(True)

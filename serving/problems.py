@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from starlette.exceptions import HTTPException
 
-from serving.rows import RowError, WrongValue
+from serving.rows import RowError, TooManyRows, WrongValue
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -78,6 +78,8 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case TooManyRows():
+            return Problem(413, str(error))
         case RowError():
             return Problem(422, str(error), error.errors)
         case HTTPException(status_code=404):

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from pipeline.scoring import Columns
 from serving.problems import Answer, Problem
 from serving.release import Release
-from serving.rows import RowError, parse_json
+from serving.rows import RowError, check_count, parse_json
 
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
@@ -89,13 +89,14 @@ class Predict:
 
     media_types: tuple[bytes, ...] = (JSON,)
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, most: int) -> None:
         self._inputs = release.inputs
+        self._most = most
         self._model = ModelName(release.name, release.version, release.hash)
         self._contract = release.contract
 
     def read(self, call: Call) -> Asked:
-        rows = self._inputs.decode(call.body)
+        rows = self._inputs.decode(call.body, self._most)
         return Asked(self._inputs.arrays(rows), len(rows))
 
     def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
@@ -119,29 +120,35 @@ class Invocations:
     media_types: tuple[bytes, ...] = (JSON,)
     forms = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, most: int) -> None:
         self._inputs = release.inputs
+        self._most = most
 
     def read(self, call: Call) -> Asked:
         given = parse_json(call.body)
         named = [name for name in given if name != "params"] if isinstance(given, dict) else []
         if len(named) != 1 or named[0] not in self.forms or given.get("params"):
             raise RowError(f"expected an object with one of {', '.join(self.forms)}, and no params")
-        rows = self._inputs.convert(self._records(named[0], given[named[0]]))
+        rows = self._inputs.convert(self._records(named[0], given[named[0]]), self._most)
         return Asked(self._inputs.arrays(rows), len(rows))
 
     def _records(self, form: str, given: Any) -> Any:
         if form == "dataframe_split":
             split = converted(given, Split, form)
-            if any(len(row) != len(split.columns) for row in split.data):
-                raise RowError(f"dataframe_split: expected {len(split.columns)} values in each row of data")
+            check_count(len(split.data), self._most)
+            width = len(split.columns)
+            ragged = next((row for row, values in enumerate(split.data) if len(values) != width), None)
+            if ragged is not None:
+                raise RowError(f"dataframe_split: expected {width} values in row {ragged} of data")
             if len(set(split.columns)) != len(split.columns):
                 raise RowError("dataframe_split: expected each column once")
             return [dict(zip(split.columns, row, strict=True)) for row in split.data]
         if form == "inputs":
             columns = converted(given, dict[str, list[Any]], form)
-            if len({len(values) for values in columns.values()}) > 1:
-                raise RowError("inputs: expected columns of one length")
+            lengths = {name: len(values) for name, values in columns.items()}
+            check_count(max(lengths.values(), default=0), self._most)
+            if len(set(lengths.values())) > 1:
+                raise RowError(f"inputs: expected columns of one length, got {lengths}")
             return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return given
 
@@ -178,7 +185,7 @@ def check_media_type(form: Form, headers: Mapping[bytes, bytes]) -> None:
     if came is not None and came.partition(b";")[0].strip().lower() not in form.media_types:
         expected = b" or ".join(form.media_types).decode()
         raise Problem(415, f"expected the content type {expected}, got {came[:100].decode('latin-1')}")
-    if headers.get(b"content-encoding", b"identity") != b"identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Problem(415, "expected a body without content encoding; send it uncompressed")
 
 

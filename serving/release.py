@@ -4,12 +4,11 @@ Nothing in it is believed: the service scores the bundle's golden rows as if a c
 """
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,9 +19,57 @@ from pipeline.scoring import TOLERANCE, Features, Scorer
 from serving.rows import Inputs, RowError
 from serving.settings import Settings, project
 
-FILES = ("contract.json", "golden.json", "lineage.json", "reference.json")
+FILES = ("baseline.json", "contract.json", "golden.json", "lineage.json", "reference.json")
 MODEL_FILES = {"onnx": "model.onnx", "sklearn": "pipeline.skops"}
 _AGAIN = "pull it again (`dvc pull`), or train again (`dvc repro`)"
+
+
+class _Input(msgspec.Struct):
+    name: str
+    kind: Literal["number", "integer", "boolean", "category", "time"]
+    description: str
+    unit: str | None
+    nullable: bool
+    minimum: float | None
+    maximum: float | None
+    categories: list[str] = []
+    open: bool = False
+
+
+class _Feature(msgspec.Struct):
+    name: str
+    categories: list[str] | None
+
+
+class _Contract(msgspec.Struct):
+    """What of contract.json the service rests on."""
+
+    task: Literal["binary", "multiclass", "regression"]
+    runtime: Literal["onnx", "sklearn"]
+    classes: Annotated[list[str], msgspec.Meta(min_length=3)] | None
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
+    inputs: Annotated[list[_Input], msgspec.Meta(min_length=1)]
+    features: Annotated[list[_Feature], msgspec.Meta(min_length=1)]
+    features_hash: str
+
+
+class _Golden(msgspec.Struct):
+    rows: dict[str, list[Any]]
+    scores: Annotated[list[list[float]], msgspec.Meta(min_length=1)]
+
+
+class _Gate(msgspec.Struct):
+    gate: str
+    passed: bool
+
+
+class _Verdict(msgspec.Struct):
+    airworthy: bool
+    bundle: str
+    gates: list[_Gate]
+
+
+_TYPES: dict[str, Any] = {"contract.json": _Contract, "golden.json": _Golden, "gates.json": _Verdict}
 
 
 @dataclass(frozen=True)
@@ -64,6 +111,7 @@ def _load(settings: Settings, features: Features) -> Release:
     folder = settings.model_dir
     read = {name: _read(folder / name) for name in FILES}
     contract, golden = read["contract.json"], read["golden.json"]
+    _check_task(folder, contract)
     digest = files_hash(folder_files(folder))
     if settings.model_hash not in (None, digest):
         raise InputError(f"{folder}: expected the bundle {settings.model_hash}, got {digest}; {_AGAIN}")
@@ -89,16 +137,22 @@ def _load(settings: Settings, features: Features) -> Release:
     )
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, without NaN, once it has the form that it must have."""
     try:
-        read = json.loads(path.read_text())
+        told = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        msgspec.convert(told, _TYPES.get(path.name, dict[str, Any]))
     except FileNotFoundError:
         raise InputError(f"{path}: expected a bundle with this file, found none; {_AGAIN}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON, got something else ({error}); {_AGAIN}") from None
-    if not isinstance(read, dict):
-        raise InputError(f"{path}: expected a JSON object, got something else; {_AGAIN}")
-    return read
+        raise InputError(f"{path}: expected the JSON that training writes, got another ({error}); {_AGAIN}") from None
+    return told
+
+
+def _check_task(folder: Path, contract: Mapping[str, Any]) -> None:
+    needed = {"binary": "threshold", "multiclass": "classes"}.get(contract["task"])
+    if needed and contract[needed] is None:
+        raise InputError(f"{folder}/contract.json: expected {needed}: the task is {contract['task']}; {_AGAIN}")
 
 
 def _verdict(folder: Path, digest: str) -> tuple[Mapping[str, Any] | None, bool]:
@@ -156,7 +210,7 @@ def _check_golden(
     if not records or set(lengths.values()) != {len(expected)}:
         raise InputError(f"{path}: expected as many rows as its {len(expected)} scores, got {lengths}; {_AGAIN}")
     try:
-        rows = inputs.decode(msgspec.json.encode({"rows": records}))
+        rows = inputs.decode(msgspec.json.encode({"rows": records}), len(records))
     except RowError as error:
         raise InputError(f"{path}: expected rows that the contract allows; {error}; {_AGAIN}") from error
     made = scorer.score(inputs.arrays(rows))

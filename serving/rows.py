@@ -6,6 +6,7 @@ The type that msgspec checks each column with is made from the contract, and Ope
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import or_
@@ -43,6 +44,16 @@ class RowError(Exception):
     def __init__(self, detail: str, errors: Sequence[WrongValue] = ()) -> None:
         super().__init__(detail)
         self.errors = errors
+
+
+class TooManyRows(RowError):
+    """More rows than one request may have."""
+
+
+def check_count(rows: int, most: int) -> None:
+    """Refuse more rows than `most`, before any of them costs anything."""
+    if rows > most:
+        raise TooManyRows(f"expected at most {most:,} rows in one request, got {rows:,}")
 
 
 def parse_json(body: bytes) -> Any:
@@ -131,7 +142,7 @@ class Column:
         rules += [] if self.nullable else [missing]
         rules += [] if self.minimum is None else [numbers < self.minimum]
         rules += [] if self.maximum is None else [numbers > self.maximum]
-        rules += [(numbers % 1 != 0) & ~missing] if self.kind == "integer" else []
+        rules += [(np.trunc(numbers) != numbers) & ~missing] if self.kind == "integer" else []
         rules += [(numbers != 0) & (numbers != 1) & ~missing] if self.kind == "boolean" else []
         wrong = np.flatnonzero(reduce(or_, rules))
         if len(wrong):
@@ -175,19 +186,21 @@ class Inputs:
         self._alike = [([column.name for column in columns], columns[0].array) for columns in alike if columns]
         self._open = [(column.name, frozenset(column.categories)) for column in self.columns if column.open]
 
-    def decode(self, body: bytes) -> list[Any]:
-        """The rows of `{"rows": [{...}, ...]}`."""
+    def decode(self, body: bytes, most: int) -> list[Any]:
+        """The rows of `{"rows": [{...}, ...]}`, `most` of them."""
         try:
             decoded: Any = self._decoder.decode(body)
+            check_count(len(decoded.rows), most)
             return decoded.rows  # type: ignore[no-any-return]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             given = parse_json(body)
         if not isinstance(given, dict) or set(given) != {"rows"}:
             raise RowError('expected {"rows": [{...}, ...]}')
-        return self.convert(given["rows"])
+        return self.convert(given["rows"], most)
 
-    def convert(self, records: Any) -> list[Any]:
-        """Rows out of JSON objects; RowError names each value that does not fit, up to `MAX_ERRORS`."""
+    def convert(self, records: Any, most: int) -> list[Any]:
+        """`most` rows out of JSON objects; RowError names each value that does not fit, up to `MAX_ERRORS`."""
+        check_count(len(records) if isinstance(records, list) else 0, most)
         try:
             return msgspec.convert(records, self._several)
         except msgspec.ValidationError:
@@ -215,6 +228,9 @@ class Inputs:
 
     def _errors(self, records: Iterable[Any]) -> Iterable[WrongValue]:
         for row, record in enumerate(records):
+            with suppress(msgspec.ValidationError):
+                msgspec.convert(record, self.row)
+                continue
             if not isinstance(record, dict):
                 yield WrongValue("an object, with a value for each column", row, value=_shown(record))
                 continue

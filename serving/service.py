@@ -24,10 +24,9 @@ class Service:
         self.release = release
         self.metrics = metrics
         self.log = log
-        self.predict = protocols.Predict(release)
-        self.infer = Infer(release)
-        self.forms: tuple[Form, ...] = (self.predict, self.infer, protocols.Invocations(release))
-        self._max_rows = settings.max_rows
+        self.predict = protocols.Predict(release, settings.max_rows)
+        self.infer = Infer(release, settings.max_rows)
+        self.forms: tuple[Form, ...] = (self.predict, self.infer, protocols.Invocations(release, settings.max_rows))
         self._score = Scoring(release.scorer).score
         self.ready = self._answers()
 
@@ -37,8 +36,6 @@ class Service:
         async def handle(call: Call) -> tuple[Answer, int]:
             protocols.check_media_type(form, call.headers)
             asked = form.read(call)
-            if asked.rows > self._max_rows:
-                raise Problem(413, f"expected at most {self._max_rows} rows in one request, got {asked.rows}")
             scores = await self._score(asked.columns)
             if not np.isfinite(scores).all():
                 raise Problem(500, "the model gave a score that is no finite number")

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.errors import InputError
@@ -28,6 +28,7 @@ _PROBABILITIES = tuple(edge / 10 for edge in range(1, 11))
 _FLUSH_S = 0.1
 _STOP_S = 5.0
 _MAX_LINES = 100_000  # that wait to be written
+_PROTOCOL = "http/protobuf"  # of the exporter that serving/requirements.lock has
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
 
 
@@ -57,6 +58,17 @@ class Scores(Collector):
         yield HistogramMetricFamily("serving_scores", "Scores: of the called class, or predictions", buckets, self._sum)
 
 
+class Dropped(Collector):
+    """A counter of the lines that a log has dropped."""
+
+    def __init__(self, log: "Log") -> None:
+        self._log = log
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """What prometheus_client asks for."""
+        yield CounterMetricFamily("serving_log_lines_dropped", "Log lines that had no room", self._log.dropped)
+
+
 class Metrics:
     """Everything that Prometheus may ask for."""
 
@@ -76,8 +88,7 @@ class Metrics:
         self._refused = Counter("serving_refused", "Requests that were refused", ["reason"], registry=self.registry)
         in_flight = Gauge("serving_in_flight", "Requests under way", registry=self.registry)
         in_flight.set_function(lambda: self.in_flight)
-        dropped = Gauge("serving_log_lines_dropped", "Log lines that had no room", registry=self.registry)
-        dropped.set_function(lambda: log.dropped)
+        self.registry.register(Dropped(log))
         about = Gauge("serving_model_info", "The model", ["name", "version", "hash", "runtime"], registry=self.registry)
         about.labels(release.name, release.version, release.hash, release.contract["runtime"]).set(1)
         airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=self.registry)
@@ -212,9 +223,19 @@ def make_tracing(environment: Mapping[str, str], name: str) -> Tracing:
         raise InputError(f"OTEL_TRACES_EXPORTER: expected otlp or none, got '{exporter}'")
     if exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return Tracing()
+    _check_protocol(environment)
     from serving.tracing import Traced  # only here: it loads the SDK
 
     return Traced(environment.get("OTEL_SERVICE_NAME", name))
+
+
+def _check_protocol(environment: Mapping[str, str]) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):  # the first that is set holds
+        protocol = environment.get(name)
+        if protocol == _PROTOCOL:
+            return
+        if protocol:
+            raise InputError(f"{name}: expected {_PROTOCOL}, got '{protocol}'")
 
 
 def log_of_libraries(log: Log) -> None:

@@ -14,9 +14,10 @@ from msgspec import UNSET, Struct, UnsetType
 from serving.problems import Answer
 from serving.protocols import BINARY, JSON, Asked, Call, Scored, converted, labels
 from serving.release import Release
-from serving.rows import Column, RowError, parse_json
+from serving.rows import Column, RowError, check_count, parse_json
 
 _HEADER_LENGTH = b"inference-header-content-length"
+_DIGITS = 18  # of a length that is worth reading
 # V2's types of numbers, as numpy reads them.
 NUMBERS = {"BOOL": "?", "FP64": "<f8", "FP32": "<f4", "FP16": "<f2"}
 NUMBERS |= {f"{sign}INT{8 * size}": f"<{code}{size}" for sign, code in (("", "i"), ("U", "u")) for size in (1, 2, 4, 8)}
@@ -53,8 +54,9 @@ class Infer:
 
     media_types: tuple[bytes, ...] = (JSON, BINARY)
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, most: int) -> None:
         self._inputs = release.inputs
+        self._most = most
         self._contract = release.contract
         self._named = {"model_name": release.name, "model_version": release.version}
 
@@ -69,18 +71,18 @@ class Infer:
 
     def read(self, call: Call) -> Asked:
         length = call.headers.get(_HEADER_LENGTH, b"%d" % len(call.body))
-        if not length.isdigit() or int(length) > len(call.body):
-            raise RowError(
-                f"Inference-Header-Content-Length: expected at most {len(call.body)}, got {length.decode('latin-1')}"
-            )
+        if not length.isdigit() or len(length) > _DIGITS or int(length) > len(call.body):
+            came = length[:_DIGITS].decode("latin-1")
+            raise RowError(f"Inference-Header-Content-Length: expected at most {len(call.body)}, got {came}")
         request = converted(parse_json(call.body[: int(length)]), InferRequest, "V2 request")
         given, rest = {}, memoryview(call.body)[int(length) :]
         for tensor in request.inputs:
             if tensor.name in given or tensor.name not in self._inputs.by_name:
                 raise RowError(f"inputs: expected each of {', '.join(self._inputs.by_name)} once, got '{tensor.name}'")
             size = tensor.parameters.get("binary_data_size", 0)
-            if not isinstance(size, int) or not 0 <= size <= len(rest):
+            if type(size) is not int or not 0 <= size <= len(rest):
                 raise RowError(f"input '{tensor.name}': expected a binary_data_size of at most {len(rest)}, got {size}")
+            check_count(max(tensor.shape, default=0), self._most)
             given[tensor.name] = _read_tensor(tensor, bytes(rest[:size]), self._inputs.by_name[tensor.name])
             rest = rest[size:]
         if len(rest):
@@ -135,25 +137,25 @@ def _read_tensor(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
         raise RowError(f"{where}: expected no parameters but binary_data_size")
     if (tensor.data is UNSET) != ("binary_data_size" in tensor.parameters):
         raise RowError(f"{where}: expected either data or binary_data_size")
+    rows = tensor.shape[0]
     if tensor.data is not UNSET:
+        if len(tensor.data) != rows:
+            raise RowError(f"{where}: expected {rows} values as its shape says, got {len(tensor.data)}")
         flat = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in tensor.data]
-        array = column.array_of_json(flat)
-    elif column.numeric:
+        return column.array_of_json(flat)
+    if column.numeric:
         kind = np.dtype(NUMBERS[tensor.datatype])
-        if len(data) % kind.itemsize:
-            raise RowError(f"{where}: expected a multiple of {kind.itemsize} bytes, got {len(data)}")
-        array = column.array_of_numbers(np.frombuffer(data, kind))
-    else:
-        texts = _read_texts(data, where)
-        array = column.array_of_json([None if text == "" and column.nullable else text for text in texts])
-    if len(array) != tensor.shape[0]:
-        raise RowError(f"{where}: expected {tensor.shape[0]} values as its shape says, got {len(array)}")
-    return array
+        if len(data) != rows * kind.itemsize:
+            raise RowError(f"{where}: expected {rows} values of {kind.itemsize} bytes, got {len(data)} bytes")
+        return column.array_of_numbers(np.frombuffer(data, kind))
+    texts = _read_texts(data, rows, where)
+    return column.array_of_json([None if text == "" and column.nullable else text for text in texts])
 
 
-def _read_texts(data: bytes, where: str) -> list[str]:
-    texts, position = [], 0
-    while position < len(data):
+def _read_texts(data: bytes, rows: int, where: str) -> list[str]:
+    texts: list[str] = []
+    position = 0
+    while position < len(data) and len(texts) < rows:
         end = position + 4 + int.from_bytes(data[position : position + 4], "little")
         if end > len(data):
             raise RowError(f"{where}: expected each text behind its length in four bytes, got fewer bytes")
@@ -162,6 +164,8 @@ def _read_texts(data: bytes, where: str) -> list[str]:
         except UnicodeDecodeError:
             raise RowError(f"{where}: expected UTF-8, got other bytes in row {len(texts)}") from None
         position = end
+    if len(texts) != rows or position != len(data):
+        raise RowError(f"{where}: expected {rows} values as its shape says, got {len(texts)} in {position} bytes")
     return texts
 
 

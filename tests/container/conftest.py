@@ -46,14 +46,14 @@ def health_check() -> list[str]:
 class Container:
     """The image, run as in production, and asked from outside."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, image: str = IMAGE) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.name = f"test-{self.port}"
         self.log = folder / f"{self.name}.log"
         published = ["-p", f"127.0.0.1:{self.port}:{self.port}", "-e", f"SERVING_PORT={self.port}"]
-        command = [*RUN, "--rm", "--name", self.name, *PRODUCTION, *published, *flags, IMAGE]
+        command = [*RUN, "--rm", "--name", self.name, *PRODUCTION, *published, *flags, image]
         self.began = time.perf_counter()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -72,11 +72,11 @@ class Container:
         status, text = self.ask("/predict", {"rows": rows})
         return status, json.loads(text)
 
-    def first_prediction(self) -> float:
+    def first_prediction(self, rows: object = ROWS[:1]) -> float:
         """Seconds from the start of the container to the first prediction that it answers."""
         while True:
             try:
-                if self.predict(ROWS[:1])[0] == 200:
+                if self.predict(rows)[0] == 200:
                     return time.perf_counter() - self.began
             except OSError:
                 assert self.process.poll() is None, self.said()

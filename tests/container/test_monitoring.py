@@ -33,6 +33,12 @@ def test_what_alerts_and_dashboard_ask_for_is_there(expression: str, told: dict[
     assert labels - scraped - set().union(*(told[name] for name in names)) == set()
 
 
+@pytest.mark.parametrize("expression", ASKED)
+def test_only_what_counts_up_is_asked_for_its_rise(expression: str) -> None:
+    for name in re.findall(r"\b(?:rate|increase)\(([a-z_]+)", expression):
+        assert name.endswith(("_total", "_bucket", "_sum", "_count"))
+
+
 def test_every_alert_says_what_happened_what_to_do_and_how_urgent_it_is() -> None:
     for rule in ALERTS:
         assert set(rule["annotations"]) == {"summary", "runbook"}
@@ -51,4 +57,5 @@ def test_compose_pins_its_images_and_hardens_each_service() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert name != "serving" or service["mem_limit"] == "1g"
         assert name == "serving" or re.fullmatch(r"docker\.io/[a-z/]+:v?\d+\.\d+\.\d+", service["image"])

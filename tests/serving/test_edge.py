@@ -94,6 +94,27 @@ def test_too_many_rows_are_413(fresh: Service, made: Callable[[str], Bundle]) ->
     assert document["detail"] == "expected at most 50 rows in one request, got 51"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"rows": [7] * 51}),
+        ("/invocations", {"inputs": {"cycles": [[]] * 51}}),
+        ("/invocations", {"dataframe_split": {"columns": ["cycles"], "data": [[]] * 51}}),
+        ("/invocations", {"dataframe_records": [7] * 51}),
+        ("/v2", {"inputs": [{"name": "cycles", "datatype": "FP64", "shape": [51], "data": ["x"] * 51}]}),
+    ],
+)
+def test_rows_are_counted_before_they_are_looked_at(fresh: Service, path: str, body: Any) -> None:
+    path = f"/v2/models/{fresh.release.name}/infer" if path == "/v2" else path
+    document = problem(fresh.post(path, json=body), 413)
+    assert document["detail"] == "expected at most 50 rows in one request, got 51"
+
+
+def test_a_length_beyond_all_numbers_is_refused(fresh: Service) -> None:
+    headers = {"inference-header-content-length": "9" * 5000}
+    problem(fresh.post(f"/v2/models/{fresh.release.name}/infer", content=b"{}", headers=headers), 422)
+
+
 @pytest.mark.parametrize("routed", [False, True], ids=["edge", "route"])
 @pytest.mark.parametrize("kind", ["text/csv", "application/x-www-form-urlencoded", "application/octet-stream", "x"])
 def test_a_body_of_another_type_is_415(made: Callable[[str], Bundle], kind: str, routed: bool) -> None:

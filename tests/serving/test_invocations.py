@@ -46,7 +46,7 @@ def test_what_pandas_and_mlflow_add_is_taken(service: Service, made: Callable[[s
         ({"instances": [[1, 2]]}, "row 0: expected an object"),
         ({"instances": "all"}, "expected a list of rows"),
         ({"dataframe_records": []}, "expected a list of rows"),
-        ({"dataframe_split": {"columns": ["site"], "data": [["north", 1]]}}, "expected 1 values in each row"),
+        ({"dataframe_split": {"columns": ["site"], "data": [["north", 1]]}}, "expected 1 values in row 0"),
         ({"dataframe_split": {"columns": ["site", "site"], "data": [["north", "north"]]}}, "each column once"),
         ({"dataframe_split": {"columns": ["site"]}}, "dataframe_split: Object missing required field `data`"),
         ({"dataframe_split": {"columns": ["site"], "data": [["west"]]}}, "row 0, column 'read_at': expected a time"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,11 +37,11 @@ def test_a_bundle_without_one_of_its_files_is_refused(bundle: Bundle, name: str)
     _refused(bundle, name)
 
 
-@pytest.mark.parametrize("name", ["contract.json", "golden.json", "lineage.json", "reference.json"])
+@pytest.mark.parametrize("name", ["baseline.json", "contract.json", "golden.json", "lineage.json", "reference.json"])
 def test_a_file_that_is_no_json_is_refused_by_name(bundle: Bundle, name: str) -> None:
     _change(bundle, name, lambda content: content[: len(content) // 2])
     bundle.inspect()
-    _refused(bundle, f"{name}: expected JSON, got something else")
+    _refused(bundle, f"{name}: expected the JSON that training writes, got another")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"rows": 5, "scores": []}'])
@@ -48,12 +49,40 @@ def test_a_file_that_is_no_json_is_refused_by_name(bundle: Bundle, name: str) ->
 def test_a_file_that_is_json_of_something_else_is_refused(bundle: Bundle, name: str, content: str) -> None:
     (bundle.folder / name).write_text(content)
     bundle.inspect()
-    _refused(bundle, "expected a JSON object|expected what training writes|trained with other features")
+    _refused(bundle, f"{name}: expected the JSON that training writes")
 
 
 def test_a_flipped_bit_is_not_what_was_inspected(bundle: Bundle) -> None:
-    _change(bundle, "baseline.json", lambda content: bytes([content[0] ^ 1]) + content[1:])
+    _change(bundle, "model.onnx", lambda content: content[:-1] + bytes([content[-1] ^ 1]))
     _refused(bundle, "expected an inspection of the bundle .+, found one of")
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("contract.json", {"threshold": None}, "expected threshold: the task is binary"),
+        ("contract.json", {"threshold": 5}, r"\$\.threshold`"),
+        ("contract.json", {"task": "multiclass"}, "expected classes: the task is multiclass"),
+        ("contract.json", {"task": "nope"}, r"\$\.task`"),
+        ("contract.json", {"features": []}, r"\$\.features`"),
+        ("contract.json", {"inputs": [{"name": "x"}]}, r"\$\.inputs"),
+        ("golden.json", {"scores": [["high"]]}, r"\$\.scores"),
+        ("lineage.json", {"rows": float("nan")}, "got another"),
+    ],
+)
+def test_a_bundle_that_says_something_else_than_training_does_is_refused(
+    bundle: Bundle, name: str, changed: dict[str, Any], said: str
+) -> None:
+    path = bundle.folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    bundle.inspect()
+    _refused(bundle, rf"{name}: .*{said}")
+
+
+def test_a_verdict_that_is_none_is_refused(bundle: Bundle) -> None:
+    path = bundle.folder.parent / "inspection/gates.json"
+    path.write_text(json.dumps({"bundle": bundle.hash}))
+    _refused(bundle, "gates.json: expected the JSON that training writes", SERVING_INSPECTED="0")
 
 
 def test_a_damaged_model_is_refused(bundle: Bundle) -> None:
@@ -87,7 +116,7 @@ def test_a_bundle_without_golden_rows_is_refused(bundle: Bundle) -> None:
     golden = {"rows": {name: [] for name in bundle.golden["rows"]}, "scores": []}
     (bundle.folder / "golden.json").write_bytes(json_bytes(golden))
     bundle.inspect()
-    _refused(bundle, "golden.json: expected as many rows as its 0 scores")
+    _refused(bundle, "golden.json: expected the JSON that training writes")
 
 
 def test_golden_rows_that_the_contract_forbids_are_refused(bundle: Bundle) -> None:

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,8 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import InputError
+from serving.app import INFER, INFER_VERSION
 from serving.telemetry import Log, LogHandler, Scores, make_tracing
-from tests.serving.made import Bundle, Service, serving
+from tests.serving.made import ROOT, Bundle, Service, serving
 
 
 @pytest.fixture
@@ -124,6 +126,21 @@ def test_lines_that_have_no_room_are_dropped_and_counted(monkeypatch: pytest.Mon
     assert (len(log._lines), log.dropped) == (3, 2)
 
 
+def test_dropped_lines_are_told_as_a_counter(fresh: Service) -> None:
+    assert fresh.metric("serving_log_lines_dropped_total") == 0
+    fresh.log.dropped += 2
+    assert fresh.metric("serving_log_lines_dropped_total") == 2
+    assert "# TYPE serving_log_lines_dropped_total counter" in fresh.get("/metrics").text
+
+
+def test_alerts_and_dashboard_take_the_routes_that_score_and_no_other(fresh: Service) -> None:
+    files = [ROOT / "serving" / name for name in ("alerts.yml", "grafana/dashboard.json")]
+    (pattern,) = {found for file in files for found in re.findall(r'route=~\\?"([^"\\]+)', file.read_text())}
+    routes = {route.path for route in fresh.edge.app.routes}  # type: ignore[attr-defined]
+    scoring = {"/predict", "/invocations", INFER, INFER_VERSION}
+    assert {route for route in routes if re.fullmatch(pattern, route)} == scoring
+
+
 def test_a_log_that_nobody_reads_stops_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -216,3 +233,20 @@ def test_without_the_standard_variables_nothing_is_traced(variables: dict[str, s
 def test_another_exporter_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="OTEL_TRACES_EXPORTER: expected otlp or none, got 'zipkin'"):
         make_tracing({"OTEL_TRACES_EXPORTER": "zipkin"}, "x")
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"])
+@pytest.mark.parametrize("protocol", ["grpc", "http/json"])
+def test_another_protocol_is_refused_by_name(name: str, protocol: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: expected http/protobuf, got '{protocol}'$"):
+        make_tracing({"OTEL_TRACES_EXPORTER": "otlp", name: protocol}, "x")
+
+
+def test_the_protocol_of_traces_holds_before_that_of_all_signals() -> None:
+    variables = {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    tracing = make_tracing(variables | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}, "x")
+    assert tracing.begin("GET", "/", {}) is not None
+
+
+def test_where_nothing_is_traced_the_protocol_is_anyones() -> None:
+    assert make_tracing({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "x").begin("GET", "/", {}) is None

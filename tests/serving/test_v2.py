@@ -208,7 +208,7 @@ def test_an_output_may_be_binary_and_another_not(service: Service, made: Callabl
         ({"inputs": []}, "expected shapes of one length, 1 or more"),
         ({"inputs": [{"name": "site"}]}, "V2 request: Object missing required field"),
         ({"site": {"shape": [-1]}}, "expected -1 values"),
-        ({"site": {"shape": [10**12]}}, "expected 1000000000000 values"),
+        ({"site": {"shape": [5]}}, "expected 5 values as its shape says, got 1"),
         ({"site": {"shape": []}}, "expected shape [n] or [n, 1]"),
         ({"site": {"data": [["north", "south"]]}}, "expected one of north, south"),
         ({"site": {"data": []}}, "expected 1 values as its shape says, got 0"),
@@ -270,7 +270,7 @@ def test_numbers_that_are_cut_off_are_422(service: Service, made: Callable[[str]
     head = json.dumps({"inputs": inputs}).encode()
     headers = {"inference-header-content-length": str(len(head))}
     response = service.post(f"/v2/models/{name}/infer", content=head + b"1234567", headers=headers)
-    assert "expected a multiple of 8 bytes, got 7" in problem(response, 422)["detail"]
+    assert "expected 1 values of 8 bytes, got 7 bytes" in problem(response, 422)["detail"]
 
 
 def _json(column: str, value: Any, shape: list[int] | None = None) -> dict[str, Any]:

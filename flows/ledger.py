@@ -1,25 +1,35 @@
-"""The ledger: what has flown, read from annotated git tags `model/vN`. Change here to keep it elsewhere.
+"""The ledger: what has flown, kept in annotated git tags `model/vN`. Change here to keep it elsewhere.
 
 The message of a tag ends in a JSON object, whose `bundle` is the hash of the bundle that became champion: what
-`sha256sum * | sha256sum` gives in its folder. The commit that is tagged records that bundle in its dvc.lock.
+`sha256sum * | sha256sum` gives in its folder. The commit that is tagged records that bundle in its dvc.lock. An entry
+stands once origin has its tag, or in a clone without an origin the clone; whatever else names a champion follows.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 from pipeline.canonical import file_hash, files_hash, folder_files
 from pipeline.errors import InputError
 from pipeline.scoring import Features
 
 TAGS = "refs/tags/model/"
+
+P = ParamSpec("P")
+
+
+class Refused(InputError):
+    """What could be done, and may not be."""
 
 
 class Entry(NamedTuple):
@@ -29,47 +39,148 @@ class Entry(NamedTuple):
     bundle: str
 
 
+Flown = Mapping[Entry, Mapping[str, Any]]  # oldest first, each with all that it tells
+
+
+def decided(function: Callable[P, int | None]) -> Callable[P, int]:
+    """A command that returns 1 where it refuses, and says why."""
+
+    @wraps(function)
+    def decide(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return function(*args, **kwargs) or 0
+        except Refused as error:
+            sys.stderr.write(f"{function.__name__}: {error}\n")
+            return 1
+
+    return decide
+
+
 def champion() -> Entry | None:
     """The newest entry, None where nothing has flown yet; InputError where that cannot be told, or not be read."""
-    if _git("rev-parse", "--is-shallow-repository") == "true" or _git(
-        "config", "--default", "", "remote.origin.tagOpt"
-    ):
+    _check_whole()
+    return next(iter(_read("--sort=-version:refname", "--count=1")), None)
+
+
+def entries(*, fetch: bool = False) -> Flown:
+    """Every entry; InputError as `champion`. `fetch`: what origin alone has is taken in first, and must be had."""
+    if fetch and _origin():
+        with suppress(InputError):  # the check tells more
+            git("fetch", "--quiet", "origin", f"{TAGS}*:{TAGS}*")
+    _check_whole(must_answer=fetch)
+    return _read("--sort=version:refname")
+
+
+def newest(flown: Flown) -> Entry | None:
+    """The entry of the champion, None where nothing has flown."""
+    return next(reversed(list(flown)), None)
+
+
+def tag_of(version: str) -> str:
+    """The tag that is meant by v3, 3 or model/v3."""
+    return f"model/v{version.removeprefix('model/').removeprefix('v')}"
+
+
+def before(flown: Flown) -> Entry | None:
+    """The entry that put in the air what flew before the champion's bundle, None where no other has."""
+    listed = list(flown)
+    return next((entry for entry in reversed(listed) if entry.bundle != listed[-1].bundle), None)
+
+
+def enter(told: Mapping[str, Any], *, commit: str, subject: str, at: datetime, flown: Flown) -> Entry:
+    """Add an entry after those that have flown, which changes the champion; Refused where another came first or origin
+    does not take it, and then nothing has changed. `told`: what its JSON holds, with `bundle`, `by` and `because`."""
+    last = newest(flown)
+    tag = f"model/v{1 + (_number(last.tag) if last else 0)}"
+    told = {**told, "at": at.isoformat(timespec="seconds"), "previous": last.tag if last else None}
+    text = f"{subject}\n\n{told['by']}: {told['because']}\n\n{json.dumps(told, indent=1, ensure_ascii=False)}\n"
+    signed = f"{tagger()} {int(at.timestamp())} +0000"
+    made = git("mktag", given=f"object {commit}\ntype commit\ntag {tag}\ntagger {signed}\n\n{text}")
+    where = f"refs/tags/{tag}"
+    try:  # in one step, and only where there is none of that name
+        git(*(("push", "--quiet", "origin", f"{made}:{where}") if _origin() else ("update-ref", where, made, "")))
+    except InputError as error:
+        raise Refused(
+            f"expected {tag} to become the ledger's next entry, but {error}; nothing has changed: run `git fetch "
+            "--tags` and `python -m flows.history`, and decide anew"
+        ) from error
+    git("update-ref", where, made)
+    return Entry(tag, told["bundle"])
+
+
+def tagger() -> str:
+    """Who git says is at work; InputError where it was never told."""
+    return git("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").rpartition(">")[0] + ">"
+
+
+def _origin() -> str:
+    return git("config", "--default", "", "remote.origin.url")
+
+
+def _check_whole(*, must_answer: bool = False) -> None:
+    """Refuse a clone whose entries are not those of its origin; where none answers, what is here is what is known."""
+    if git("rev-parse", "--is-shallow-repository") == "true" or git("config", "--default", "", "remote.origin.tagOpt"):
         raise InputError(
             "expected the ledger's tags, but this clone has no history or fetches no tags, so that none means nothing; "
             "run `git config --unset remote.origin.tagOpt; git fetch --unshallow --tags`"
         )
-    _check_remote()
-    newest = "--sort=-version:refname", "--count=1"
-    tag = _git("for-each-ref", *newest, "--format=%(refname:lstrip=2)", TAGS)
-    return _entry(tag) if tag else None
-
-
-def _check_remote() -> None:
-    """Refuse a clone whose origin has entries that it lacks; where no origin answers, what is here is what is known."""
-    if not _git("config", "--default", "", "remote.origin.url"):
+    if not _origin():
         return
     try:
-        listed = _git("ls-remote", "--tags", "--refs", "origin", f"{TAGS}*")
+        listed = git("ls-remote", "--tags", "--refs", "origin", f"{TAGS}*")
     except InputError:
+        if must_answer:
+            raise
         return
-    theirs = [line.partition("refs/tags/")[2] for line in listed.splitlines()]
-    ours = _git("for-each-ref", "--format=%(refname:lstrip=2)", TAGS).splitlines()
-    if missing := sorted(set(theirs) - set(ours)):
+    theirs = {tuple(line.split()) for line in listed.splitlines()}
+    ours = {tuple(line.split()) for line in git("for-each-ref", "--format=%(objectname) %(refname)", TAGS).splitlines()}
+    if other := ", ".join(sorted({name.removeprefix("refs/tags/") for _, name in theirs ^ ours})):
         raise InputError(
-            f"expected all of the ledger, but this clone lacks {', '.join(missing)}; run `git fetch --tags`"
+            f"expected the same ledger here and at origin, but they differ in {other}; run `git fetch --tags --force`, "
+            "or where it is here alone and right, `git push origin` with its name"
         )
 
 
-def _entry(tag: str) -> Entry:
-    message = _git("for-each-ref", "--format=%(contents:subject)%0a%(contents:body)", f"refs/tags/{tag}")
+def _read(*which: str) -> dict[Entry, Mapping[str, Any]]:
+    """Entries as git sorts them; a signature is no part of what it calls subject and body."""
+    listed = git(
+        "for-each-ref", *which, "--format=%(refname:lstrip=2)%00%(contents:subject)%0a%(contents:body)%00", TAGS
+    )
+    parts = listed.split("\0")[:-1]
+    return dict(_parsed(tag.strip(), message) for tag, message in zip(parts[::2], parts[1::2], strict=True))
+
+
+def _parsed(tag: str, message: str) -> tuple[Entry, Mapping[str, Any]]:
     try:
+        _number(tag)
         told = json.loads(message[f"\n{message}".rindex("\n{") :])
-        return Entry(tag, str(told["bundle"]))
+        return Entry(tag, str(told["bundle"])), told
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{tag}: expected a tag whose message ends in JSON with the hash of a 'bundle', got '{message[:60]}' "
             f"({error}); restore the tag from another clone"
         ) from error
+
+
+def _number(tag: str) -> int:
+    return int(tag.removeprefix("model/v"))
+
+
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A scratch clone of a revision, with this one's Python, and its cache and settings of DVC."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch, "clone")
+        git("clone", "--quiet", "--shared", "--no-checkout", ".", str(folder))
+        git("-C", str(folder), "checkout", "--quiet", "--detach", git("rev-parse", f"{revision}^{{commit}}"))
+        cache = Path(".dvc/cache").resolve()
+        cache.mkdir(exist_ok=True)
+        (folder / ".dvc/cache").symlink_to(cache)
+        if Path(".dvc/config.local").is_file():
+            shutil.copy(".dvc/config.local", folder / ".dvc")
+        if not (folder / ".venv").exists():
+            (folder / ".venv").symlink_to(sys.prefix)
+        yield folder
 
 
 @contextmanager
@@ -102,13 +213,15 @@ def _features(code: Path) -> Features:
     return features
 
 
-def _git(*arguments: str) -> str:
-    return _git_bytes(*arguments).decode().strip()
+def git(*arguments: str, given: str = "") -> str:
+    """What git answers; InputError where it fails."""
+    return _git_bytes(*arguments, given=given).decode().strip()
 
 
-def _git_bytes(*arguments: str) -> bytes:
+def _git_bytes(*arguments: str, given: str = "") -> bytes:
     asking = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-    done = subprocess.run(["git", *arguments], env=asking, capture_output=True, check=False)  # noqa: S603, S607 - git, as found
+    done = subprocess.run(["git", *arguments], env=asking, input=given.encode(), capture_output=True, check=False)  # noqa: S603, S607 - git, as found
     if done.returncode:
-        raise InputError(f"expected `git {' '.join(arguments)}` to answer, got: {done.stderr.decode().strip()}")
+        said = " ".join(done.stderr.decode().split())
+        raise InputError(f"expected `git {' '.join(arguments)}` to answer, got: {said}")
     return done.stdout

@@ -68,7 +68,7 @@ def check_server() -> None:
 
 def create_database() -> None:
     """Make the local database where there is none, for whoever is about to start MLflow's interface on it."""
-    with _tracking():
+    with opened():
         pass
 
 
@@ -77,7 +77,7 @@ def log_stage(stage: str, seconds: float) -> None:
     before it, and finishes the pipeline's run."""
     repository = Repository()
     _duration(repository, stage).write_text(str(seconds))
-    with _tracking() as tracking:
+    with opened() as tracking:
         pipeline = tracking.pipeline(repository)
         tracking.link(pipeline, stage, tracking.stage(pipeline, repository, stage))
         if stage == repository.stages[-1]:
@@ -88,7 +88,7 @@ def complete() -> list[str]:
     """Log or link every stage that MLflow lacks, after `dvc repro`; returns the stages that could not be, since their
     files are absent or not those that dvc.lock records."""
     repository = Repository()
-    with _tracking() as tracking:
+    with opened() as tracking:
         pipeline = tracking.pipeline(repository)
         left = tracking.finish(pipeline, repository, repository.stages)
         if not left:
@@ -98,7 +98,7 @@ def complete() -> list[str]:
 
 def log_inspection(folder: Path, verdict: Mapping[str, Any]) -> None:
     """Log an inspection on the run of the pipeline: its files, and the verdict as tags."""
-    with _tracking() as tracking:
+    with opened() as tracking:
         pipeline = tracking.pipeline(Repository())
         tracking.client.log_artifacts(pipeline.info.run_id, str(folder), folder.name)
         tags = {"airworthy": str(verdict["airworthy"]).lower(), "bundle": verdict["bundle"]}
@@ -133,7 +133,7 @@ class Tracking:
         seconds = duration.read_text() if duration.is_file() and "seconds" not in run.data.metrics else ""
         metrics = {**_metrics(stage), **({"seconds": float(seconds)} if seconds else {})}
         self.log(run, repository.stage_params(stage), metrics)
-        for path in _logged(repository, stage):
+        for path in logged(repository, stage):
             self._log_file(run, path)
         if stage == "tune":
             self._log_trials(run, Path("tuning/trials.csv"))
@@ -157,7 +157,7 @@ class Tracking:
         for stage in stages:
             run = self._find(repository.stage_key(stage))
             whole = run is not None and run.info.status == "FINISHED"
-            if whole or repository.agrees(stage, _logged(repository, stage)):
+            if whole or repository.agrees(stage, logged(repository, stage)):
                 self.link(pipeline, stage, self.stage(pipeline, repository, stage))
             else:
                 left.append(stage)
@@ -238,7 +238,7 @@ class Tracking:
 
 
 @contextmanager
-def _tracking() -> Iterator[Tracking]:
+def opened() -> Iterator[Tracking]:
     """The tracking store, for one process of this machine at a time: finding a run and beginning it are two steps."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -270,8 +270,14 @@ def _database() -> str:
     return f"sqlite:///{database}"
 
 
+def project() -> str:
+    """The name of the project, of its experiment, and of its registered model."""
+    name: str = tomllib.loads(Path("pyproject.toml").read_text())["project"]["name"]
+    return name
+
+
 def _experiment(client: "MlflowClient", uri: str) -> str:
-    name = tomllib.loads(Path("pyproject.toml").read_text())["project"]["name"]
+    name = project()
     artifacts = None if urlsplit(uri).scheme in ("http", "https", "databricks") else _home().as_uri()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -315,7 +321,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _logged(repository: Repository, stage: str) -> list[Path]:
+def logged(repository: Repository, stage: str) -> list[Path]:
     """The outputs of a stage that MLflow keeps: all but tables."""
     return [path for path in repository.outputs(stage) if path.suffix != ".parquet"]
 

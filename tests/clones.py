@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+_OF_THIS_RUN = ("DVC_", "MLFLOW_", "PREFECT_", "PYTEST_", "COV_", "GITHUB_")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Clone:
 
 def environment(**extra: str) -> dict[str, str]:
     """A user's environment: another Python first on the path, the repository's DVC last, no variable of this run."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_", "PYTEST_", "COV_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_OF_THIS_RUN)}
     kept.pop("VIRTUAL_ENV", None)
     inherited = [folder for folder in os.environ["PATH"].split(os.pathsep) if not folder.startswith(str(ROOT))]
     path = [str(Path(sys.base_prefix) / "bin"), *inherited, str(ROOT / ".venv/bin")]

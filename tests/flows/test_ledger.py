@@ -1,10 +1,11 @@
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from flows.ledger import Entry, bundle_of, champion
+from flows.ledger import Entry, before, bundle_of, champion, entries
 from pipeline.canonical import file_hash, files_hash, folder_files
 from pipeline.errors import InputError
 
@@ -68,6 +69,19 @@ def test_the_newest_entry_names_the_champion_and_ten_comes_after_nine() -> None:
 
 
 @pytest.mark.usefixtures("repository")
+def test_a_tag_that_is_no_version_is_an_error() -> None:
+    enter("model/newest", json.dumps({"bundle": "ab"}))
+    with pytest.raises(InputError, match=r"model/newest: expected a tag (.|\n)*invalid literal"):
+        champion()
+
+
+def test_what_flew_before_is_the_newest_other_bundle() -> None:
+    one, two, again = Entry("model/v1", "ab"), Entry("model/v2", "cd"), Entry("model/v3", "cd")
+    assert before({}) is before({one: {}}) is None
+    assert before({one: {}, two: {}, again: {}}) == one
+
+
+@pytest.mark.usefixtures("repository")
 def test_a_signed_entry_is_read_without_its_signature(tmp_path: Path) -> None:
     key = str(tmp_path / "key")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
@@ -109,10 +123,37 @@ def test_a_clone_that_lacks_entries_of_its_origin_cannot_tell(
     git("clone", "--quiet", str(repository), str(tmp_path / "behind"))
     enter("model/v1", json.dumps({"bundle": "ab"}))
     monkeypatch.chdir(tmp_path / "behind")
-    with pytest.raises(InputError, match=r"this clone lacks model/v1; run `git fetch --tags`"):
+    with pytest.raises(InputError, match="differ in model/v1; run `git fetch --tags --force`"):
         champion()
     git("fetch", "--quiet", "--tags")
     assert champion() == Entry("model/v1", "ab")
+
+
+def test_a_clone_whose_entry_is_not_that_of_its_origin_cannot_tell(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git("clone", "--quiet", str(repository), str(tmp_path / "other"))
+    enter("model/v1", json.dumps({"bundle": "ab"}))
+    monkeypatch.chdir(tmp_path / "other")
+    git("-c", "user.name=a", "-c", "user.email=b", "tag", "-a", "model/v1", "-m", json.dumps({"bundle": "cd"}))
+    for read in (champion, partial(entries, fetch=True)):
+        with pytest.raises(InputError, match="differ in model/v1; run `git fetch --tags --force`"):
+            read()
+    git("fetch", "--quiet", "--tags", "--force")
+    assert champion() == Entry("model/v1", "ab")
+
+
+def test_what_origin_alone_has_is_taken_in_where_that_is_wanted(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git("clone", "--quiet", str(repository), str(tmp_path / "behind"))
+    enter("model/v1", json.dumps({"bundle": "ab"}))
+    monkeypatch.chdir(tmp_path / "behind")
+    assert entries(fetch=True) == {Entry("model/v1", "ab"): {"bundle": "ab"}}
+    git("remote", "set-url", "origin", str(tmp_path / "nowhere"))
+    assert champion() == Entry("model/v1", "ab")
+    with pytest.raises(InputError, match=r"expected `git ls-remote .* to answer, got: "):
+        entries(fetch=True)
 
 
 def test_an_origin_that_does_not_answer_leaves_what_this_clone_knows(repository: Path) -> None:

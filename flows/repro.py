@@ -108,7 +108,7 @@ def log_missing() -> None:
     """Log to MLflow what it lacks of the run, in a process that is gone before the inspection needs its memory; where
     that fails, say so and go on: what ran has run."""
     command = [sys.executable, "-m", "flows.tracking"]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, env=child_environment(), stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
     if done.returncode:
         said = done.stderr.strip()[-300:]
         say(f"MLflow did not take all of the run ({said}); `python -m flows.tracking` logs what is missing")

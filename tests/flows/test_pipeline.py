@@ -55,7 +55,7 @@ STAGES = {
 TRACKING = """
     def check_server(): pass
     def log_stage(*_): pass
-    def complete(): print("completed"); return []
+    if __name__ == "__main__": print("completed")
 """
 SAVE_BLOCK = """
 import sys
@@ -118,7 +118,7 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
         until(lambda: received, log)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(120)
     assert server.recorded() == project.url
     assert "completed" in log.read_text()
     assert "AIRWORTHY" in log.read_text()

@@ -41,7 +41,7 @@ STAGE = {
 TRACKING = """
 def check_server(): pass
 def log_stage(stage, seconds): pass
-def complete(): print("completed"); return []
+if __name__ == "__main__": print("completed")
 """
 INSPECT = """
 import os, sys

@@ -106,8 +106,26 @@ def test_readme_counts_the_acts_of_sabotage() -> None:
     assert f"commits {acts} acts of sabotage" in README
 
 
-def test_lock_holds_no_address_and_a_hash_for_every_package() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
+SERVED = ["serving/requirements.lock", "serving/requirements-sklearn.lock", "tests/serving/requirements.lock"]
+
+
+def locked(name: str) -> dict[str, str]:
+    """The version of each package in a lock; where Python's version decides, the last."""
+    found = re.findall(r"^([\w.-]+)(?:\[[^\]]*\])?==([^\s;]+)", (ROOT / name).read_text(), re.MULTILINE)
+    return {package.lower().replace("_", "-"): version for package, version in found}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_service_has_the_versions_that_the_pipeline_has(name: str) -> None:
+    trained, served = locked("requirements.lock"), locked(name)
+    assert {package: (trained[package], served[package]) for package in trained.keys() & served.keys()
+            if trained[package] != served[package]} == {}  # fmt: skip
+    assert {"numpy", "onnxruntime", "fastapi"} <= trained.keys() & served.keys()
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", *SERVED])
+def test_lock_holds_no_address_and_a_hash_for_every_package(name: str) -> None:
+    lock = (ROOT / name).read_text()
     assert "://" not in lock
     assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=\S)", lock.strip()))
 

@@ -84,7 +84,7 @@ def test_sigterm_ends_it_in_order(start: Start) -> None:
     ("flags", "said"),
     [
         (["-e", "SERVING_MODEL=bundle"], "serving: SERVING_MODEL: no such setting"),
-        (["-e", "SERVING_MODEL_DIR=/nowhere"], "serving: /nowhere/contract.json: expected a bundle"),
+        (["-e", "SERVING_MODEL_DIR=/nowhere"], "serving: /nowhere/baseline.json: expected a bundle"),
         (["-e", f"SERVING_MODEL_HASH={'0' * 64}"], f"serving: bundle: expected the bundle {'0' * 64}, got "),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flows import server
+from flows import server, tracking
 from flows.repository import leaves
 from flows.stage import child_environment, run, say
 from pipeline.compare import EQUIVALENT, golden_gap
@@ -105,13 +105,14 @@ def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[
 
 
 def log_missing() -> None:
-    """Log to MLflow what it lacks of the run, in a process that is gone before the inspection needs its memory; where
-    that fails, say so and go on: what ran has run."""
-    command = [sys.executable, "-m", "flows.tracking"]
-    done = subprocess.run(command, env=child_environment(), stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        said = done.stderr.strip()[-300:]
-        say(f"MLflow did not take all of the run ({said}); `python -m flows.tracking` logs what is missing")
+    """Log to MLflow what it lacks of the run; where that fails, say so and go on."""
+    try:
+        left = tracking.complete()
+    except Exception as error:  # what MLflow lacks can be logged later; what ran has run
+        say(f"MLflow did not take all of the run ({error}); `python -m flows.tracking` logs what is missing")
+    else:
+        if left:
+            say(f"not in MLflow, since their files are not the recorded ones: {', '.join(left)}")
 
 
 if __name__ == "__main__":

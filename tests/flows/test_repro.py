@@ -41,7 +41,7 @@ STAGE = {
 TRACKING = """
 def check_server(): pass
 def log_stage(stage, seconds): pass
-if __name__ == "__main__": print("completed")
+def complete(): print("completed"); return []
 """
 INSPECT = """
 import os, sys

@@ -31,13 +31,11 @@ def history(as_json: bool = False) -> None:
 def _row(entry: ledger.Entry, told: Mapping[str, Any]) -> tuple[str, ...]:
     grounds, waived = told.get("grounds") or [], told.get("waived") or []
     what = f"rollback to {told['restores'].removeprefix('model/')}" if told.get("restores") else "promote"
-    marks = [f"EMERGENCY, grounded by {', '.join(grounds)}"] * bool(grounds) + [f"WAIVED {', '.join(waived)}"] * bool(
-        waived
-    )
-    said = (str(told.get(key, "?")) for key in ("at", "by", "because"))
-    at, by, because = said
-    at = at.removesuffix("+00:00").replace("T", " ")
-    return entry.tag.removeprefix("model/"), at, entry.bundle[:12], by, ": ".join([what, *marks]), because
+    marks = [f"EMERGENCY, grounded by {', '.join(grounds)}"] * bool(grounds)
+    marks += [f"WAIVED {', '.join(waived)}"] * bool(waived)
+    at, by, because = (str(told.get(key, "?")) for key in ("at", "by", "because"))
+    moment = at.removesuffix("+00:00").replace("T", " ")
+    return entry.tag.removeprefix("model/"), moment, entry.bundle[:12], by, ": ".join([what, *marks]), because
 
 
 def red(text: str) -> str:

@@ -126,7 +126,8 @@ def hangars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hangars")
     hangar = Hangar(root)
     files = FILES | {"flows/inspect.py": INSPECT, ".github/CODEOWNERS": "* @ada @Grace @org/team # us\n"}
-    files |= {".gitignore": "__pycache__/\n" + "".join(f"/{name}\n" for name in MADE), ".dvc/config": DVC_CONFIG, ".dvc/store/.keep": ""}
+    ignored = "".join(f"/{name}\n" for name in MADE) + "__pycache__/\n"
+    files |= {".gitignore": ignored, ".dvc/config": DVC_CONFIG, ".dvc/store/.keep": ""}
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

@@ -31,7 +31,7 @@ bench: .venv/.ready ## measure what the pipeline costs, as in docs/benchmarks.md
 	@$(PY) -m tests.bench
 
 bench-serving: .venv/.ready serving/.venv/.ready ## measure what a prediction costs, beside its rivals; needs wrk
-	@$(PY) -m tests.bench_serving
+	@PYTHONPATH=src $(PY) -m tests.bench_serving
 
 ui: .venv/.ready ## show MLflow's and Prefect's interfaces
 	@$(PY) -m flows.ui

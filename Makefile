@@ -42,7 +42,7 @@ schedule: .venv/.ready ## deploy what prefect.yaml declares, and work it off
 # A model on scikit-learn is served by an environment that has it.
 SERVED := serving/.venv$(if $(findstring "runtime": "sklearn",$(if $(wildcard bundle/contract.json),$(file < bundle/contract.json))),-sklearn)
 serve: $(SERVED)/.ready ## answer predictions with the model that was just made, inspected or not (PORT=8000)
-	@SERVING_INSPECTED=0 SERVING_PORT=$(PORT) $(SERVED)/bin/python -m serving
+	@SERVING_INSPECTED=0 SERVING_OPEN=$(if $(SERVING_KEYS_FILE),0,1) SERVING_PORT=$(PORT) $(SERVED)/bin/python -m serving
 
 image: $(SERVED)/.ready ## build the container of a model that passed its inspection (ENGINE=, IMAGE=, BUILD_FLAGS=)
 	@$(SERVED)/bin/python -m serving --check
@@ -62,7 +62,7 @@ clean: ## remove what the project made; data that only this folder holds stays
 	@if [ -x $(PY) ] && $(PY) -m dvc status --quiet --cloud --all-commits data.dvc 2>/dev/null; \
 	then rm -rf data .dvc/cache; \
 	else echo "data/ and .dvc/cache stay: no remote holds all of them, see \`dvc push\`"; fi
-	@rm -rf .venv serving/.venv* .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
+	@rm -rf .venv serving/.venv* .serving .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
 	@find src flows serving tests -name __pycache__ -prune -exec rm -rf {} +
 
 clone:

@@ -12,8 +12,10 @@ from pipeline.errors import InputError
 from pipeline.scoring import Features
 from problem.features import features as own_features
 from serving.app import create_app
-from serving.release import Release, load
-from serving.settings import Settings, read_settings
+from serving.connection import Limits, limited
+from serving.release import load
+from serving.service import Service
+from serving.settings import read_settings
 from serving.telemetry import Log, log_of_libraries
 
 
@@ -22,18 +24,20 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
     log = Log()
     try:
         settings = read_settings(os.environ)
-        release = load(settings, features)
-        app = create_app(release, settings, log)
+        if check:
+            sys.stdout.write(f"{settings.model_dir}: {load(settings, features).hash} may be served\n")
+            return
+        app = create_app(settings, features, log)
     except InputError as error:
         sys.exit(f"serving: {error}")
-    if check:
-        sys.stdout.write(f"{settings.model_dir}: {release.hash} may be served\n")
-        return
     log_of_libraries(log)
     log.start()
-    _tell(log, release, settings)
+    _tell(log, app.service)
+    app.service.keep()
     gc.collect()
     gc.freeze()  # the collector need not look again at what stays
+    refused = app.service.metrics.refused
+    limits = Limits(settings.read_timeout_s, settings.write_timeout_s, settings.max_connections, refused)
     # uvicorn raises the signal that stopped it once more: this lets the process end in order.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
     try:
@@ -42,7 +46,7 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=limited(limits),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -55,7 +59,8 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
         log.stop()
 
 
-def _tell(log: Log, release: Release, settings: Settings) -> None:
+def _tell(log: Log, service: Service) -> None:
+    release, settings = service.live.release, service.settings
     log.line(
         "serving",
         name=release.name,
@@ -66,6 +71,8 @@ def _tell(log: Log, release: Release, settings: Settings) -> None:
     )
     if not settings.inspected:
         log.line("SERVING_INSPECTED=0: this bundle is served whatever its inspection says", "warning")
+    if settings.open:
+        log.line("SERVING_OPEN=1: whoever reaches this address may ask for predictions", "warning")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The service put together: what is answered where. Change here to add a route."""
 
+import asyncio
 import os
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,24 +13,25 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from pipeline.scoring import Features
 from serving import openapi
-from serving.edge import Bodies, Edge
+from serving.admission import Admission, Endpoint
+from serving.edge import Edge
+from serving.form import Form
 from serving.problems import Answer, Problem
-from serving.protocols import Call
+from serving.protocols import INFER, INFER_VERSION, Call
 from serving.release import Release
 from serving.rows import RowError
-from serving.service import Handler, Service
+from serving.service import Service
 from serving.settings import Settings, project
-from serving.telemetry import Log, Metrics, make_tracing
-
-INFER, INFER_VERSION = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
+from serving.telemetry import Log, make_tracing
 
 
-def create_app(release: Release, settings: Settings, log: Log) -> Edge:
-    """The ASGI application that serves a release."""
-    service = Service(release, settings, Metrics(release, log), log)
-    predict, infer, invoke = (service.handler(form) for form in service.forms)
-    bodies = Bodies(settings)
+def create_app(settings: Settings, features: Features, log: Log) -> Edge:
+    """The ASGI application that serves the bundle of the settings; InputError says why it cannot."""
+    service = Service(settings, features, log)
+    admission = Admission(settings, service.access)
+    release = service.live.release
     # This one replaces FastAPI's page of documentation, which loads its scripts from elsewhere.
     app: FastAPI = FastAPIOffline(
         title=release.name,
@@ -35,56 +39,93 @@ def create_app(release: Release, settings: Settings, log: Log) -> Edge:
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the edge does that, for every route
-        description=f"Scores of the model `{release.name}`, version {release.version}, bundle `{release.hash}`.",
+        lifespan=_looked_after(service),
     )
-    page = openapi.describe
-    app.openapi = lambda: page(app, release)  # type: ignore[method-assign]
-    for path, handle, described in (
-        ("/predict", predict, openapi.predict(release)),
-        ("/invocations", invoke, openapi.invocations(release)),
-        (INFER, infer, openapi.infer(service.infer.metadata(), release)),
-        (INFER_VERSION, infer, openapi.infer(service.infer.metadata(), release)),
-    ):
-        app.post(path, openapi_extra=described, tags=["scores"])(_scoring(handle, bodies, release))
+    app.openapi = lambda: openapi.describe(app, service)  # type: ignore[method-assign]  # as FastAPI's manual has it
+    infer = Endpoint(INFER, "predict", service.handler("infer"))
+    endpoints = {
+        "/predict": Endpoint("/predict", "predict", service.handler("predict")),
+        "/invocations": Endpoint("/invocations", "predict", service.handler("invocations")),
+        "/": Endpoint("/", None, Form(service).submit),
+        "/feedback": Endpoint("/feedback", "feedback", service.feedback),
+        INFER: infer,
+        INFER_VERSION: infer._replace(route=INFER_VERSION),
+        "/admin/reload": Endpoint("/admin/reload", "admin", service.reload),
+        "/admin/kill": Endpoint("/admin/kill", "admin", service.kill),
+        "/admin/revive": Endpoint("/admin/revive", "admin", service.revive),
+    }
+    for path, endpoint in endpoints.items():
+        app.post(path, tags=[endpoint.scope or "page"], name=path)(_answering(endpoint, admission, service))
+    _add_page(app, service)
     _add_health(app, service)
     _add_v2(app, service)
     for kind in (HTTPException, Problem, RowError, Exception):
         app.add_exception_handler(kind, _refusal(service))
-    lanes = {
-        "/predict": ("/predict", predict),
-        "/invocations": ("/invocations", invoke),
-        INFER.format(name=release.name): (INFER, infer),
-        INFER_VERSION.format(name=release.name, version=release.version): (INFER_VERSION, infer),
-    }
-    return Edge(app, lanes, service=service, bodies=bodies, tracing=make_tracing(os.environ, release.name))
+    lanes = {path.format(name=release.name): endpoints[path] for path in ("/predict", "/invocations", INFER)}
+    tracing = make_tracing(os.environ, release.name)
+    return Edge(app, lanes, service=service, admission=admission, tracing=tracing)
+
+
+def _looked_after(service: Service) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(service.look_after())
+        loop = asyncio.get_running_loop()
+        reloads = set()
+
+        def reload() -> None:
+            reloads.add(loop.create_task(service.reload_by_signal()))  # held, or the loop forgets it
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        yield
+        looking.cancel()
+
+    return lifespan
+
+
+def _add_page(app: FastAPI, service: Service) -> None:
+    form = Form(service)
+
+    @app.get("/", tags=["page"])
+    async def show() -> Response:
+        """What the model is and how it does, with a form that scores a row."""
+        return _response(await asyncio.to_thread(form.page))
+
+    @app.get("/figures", tags=["page"])
+    async def figures() -> Response:
+        """What the service does now."""
+        return _response(await asyncio.to_thread(form.figures))
+
+    @app.get("/card", tags=["page"])
+    async def card() -> Response:
+        """The model card."""
+        return _response(await asyncio.to_thread(form.card))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    release = service.release
-
     async def live() -> Response:
         """Whether the process runs."""
         return JSONResponse({"live": True})
 
     async def ready() -> Response:
-        """Whether the model answers."""
-        if not service.ready:
-            raise Problem(503, "the model does not answer yet")
-        return JSONResponse({"ready": True})
+        """Whether requests are answered, and what an operator should know all the same."""
+        return JSONResponse({"ready": True, "details": service.details()})
 
     # This service's own, V2's, and those of MLflow's server.
     answers = {"/health/live": live, "/health/ready": ready, "/v2/health/live": live, "/v2/health/ready": ready}
     for path, answer in {**answers, "/ping": ready, "/health": ready}.items():
         app.get(path, tags=["health"], name=path, summary=answer.__doc__)(answer)
+        app.head(path, include_in_schema=False)(answer)
 
     @app.get("/version", tags=["model"])
     async def version() -> Response:
         """The model's version."""
-        return Response(release.version, media_type="text/plain")
+        return Response(service.live.release.version, media_type="text/plain")
 
     @app.get("/model", tags=["model"])
     async def model() -> Response:
         """What the model is: its contract, where it comes from, and what its inspection found."""
+        release = service.live.release
         named = {"name": release.name, "version": release.version, "hash": release.hash}
         verdict = {"verdict": release.verdict, "inspected": release.inspected, "airworthy": release.airworthy}
         return JSONResponse({**named, **verdict, "contract": release.contract, "lineage": release.lineage})
@@ -96,39 +137,35 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 def _add_v2(app: FastAPI, service: Service) -> None:
-    release = service.release
-
     @app.get("/v2", tags=["v2"])
     async def server() -> Response:
         """The server, as the Open Inference Protocol asks for it."""
-        return JSONResponse({"name": release.name, "version": app.version, "extensions": ["binary_tensor_data"]})
+        return JSONResponse({"name": app.title, "version": app.version, "extensions": ["binary_tensor_data"]})
 
     async def metadata(request: Request) -> Response:
         """The model's tensors."""
-        _check_model(request, release)
+        release = _asked_release(request, service)
         platform = {"onnx": "onnxruntime_onnx"}.get(release.contract["runtime"], release.contract["runtime"])
         named = {"name": release.name, "versions": [release.version], "platform": platform}
-        return JSONResponse({**named, **service.infer.metadata()})
+        return JSONResponse({**named, **service.live.tensors})
 
     async def model_ready(request: Request) -> Response:
         """Whether this model answers."""
-        _check_model(request, release)
-        return JSONResponse({"name": release.name, "ready": service.ready})
+        release = _asked_release(request, service)
+        return JSONResponse({"name": release.name, "ready": True})
 
     for path in (INFER, INFER_VERSION):
         app.get(path.removesuffix("/infer"), tags=["v2"])(metadata)
         app.get(path.removesuffix("infer") + "ready", tags=["v2"])(model_ready)
 
 
-def _scoring(handle: Handler, bodies: Bodies, release: Release) -> Callable[[Request], Awaitable[Response]]:
-    async def score(request: Request) -> Response:
-        _check_model(request, release)
-        call = _call(request)
-        call.body = await bodies.read(call.headers, request.receive)
-        answer, _rows = await handle(call)
-        return _response(answer)
+def _answering(endpoint: Endpoint, admission: Admission, service: Service) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        _asked_release(request, service)
+        answered, _rows = await admission.answer(endpoint, _call(request), request.receive)
+        return _response(answered)
 
-    return score
+    return answer
 
 
 def _refusal(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
@@ -144,10 +181,12 @@ def _call(request: Request) -> Call:
     return begun or Call("none", dict(request.scope["headers"]))
 
 
-def _check_model(request: Request, release: Release) -> None:
-    asked = request.path_params
+def _asked_release(request: Request, service: Service) -> Release:
+    """The release that a path names, if it names one."""
+    asked, release = request.path_params, service.live.release
     if asked.get("name", release.name) != release.name or asked.get("version", release.version) != release.version:
         raise Problem(404, f"expected the model {release.name}, version {release.version}")
+    return release
 
 
 def _response(answer: Answer) -> Response:

@@ -11,25 +11,26 @@ import os
 import re
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.admission import Admission, ClientLeft, Endpoint
 from serving.problems import Answer, Problem
 from serving.protocols import Call
-from serving.service import Handler, Service
-from serving.settings import Settings
+from serving.service import Service
 from serving.telemetry import Span, Tracing
 
 _ID_MAX = 128
-_DIGITS = 18  # of a length that is worth reading
 _ID_FOREIGN = re.compile(rb"[^A-Za-z0-9._-]")
-_LATE = "the body is late"
 _CLIENT_LEFT = 499  # what nginx logs then; nobody receives it
-
-
-class ClientLeft(Exception):
-    """The client closed the connection before its body was complete."""
+# Answers are data, for whoever asked: no browser is to guess their type, keep them, or show them inside another page.
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 class Ids:
@@ -46,70 +47,18 @@ class Ids:
         return given.decode() if given else f"{self._prefix}-{next(self._count)}"
 
 
-class Bodies:
-    """Bodies, read within limits."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._max_bytes = settings.max_body_bytes
-        self._seconds = settings.read_timeout_s
-
-    async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        """The whole body; Problem where it is too long or too slow, ClientLeft where it ends early."""
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or len(declared) > _DIGITS or int(declared) > self._max_bytes:
-            raise self._too_long()
-        # What asyncio.timeout does, at a third of its cost to a request whose body is already there.
-        reading = cast("asyncio.Task[Any]", asyncio.current_task())
-        alarm = asyncio.get_running_loop().call_later(self._seconds, reading.cancel, _LATE)
-        try:
-            return await self._all(receive)
-        except asyncio.CancelledError as error:
-            if error.args != (_LATE,):
-                raise
-            reading.uncancel()
-            detail = f"expected the whole body within {self._seconds:g} seconds"
-            raise Problem(408, detail, headers=((b"connection", b"close"),)) from None
-        finally:
-            alarm.cancel()
-
-    async def _all(self, receive: Receive) -> bytes:
-        body, more = b"", True
-        chunks = []
-        length = 0
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            body, more = message.get("body", b""), message.get("more_body", False)
-            length += len(body)
-            if length > self._max_bytes:
-                raise self._too_long()
-            chunks.append(body)
-        return body if len(chunks) == 1 else b"".join(chunks)
-
-    def _too_long(self) -> Problem:
-        return Problem(413, f"expected a body of at most {self._max_bytes} bytes", headers=((b"connection", b"close"),))
-
-
 class Edge:
     """The ASGI application that the server runs."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        lanes: Mapping[str, tuple[str, Handler]],
-        *,
-        service: Service,
-        bodies: Bodies,
-        tracing: Tracing,
+        self, app: ASGIApp, lanes: Mapping[str, Endpoint], *, service: Service, admission: Admission, tracing: Tracing
     ) -> None:
         self.app = app
-        self._lanes = lanes  # by path: the route's name in metrics, and what answers a POST
-        self._service = service
+        self.service = service
+        self._lanes = lanes  # by path: what answers a POST
         self._metrics = service.metrics
-        self._bodies = bodies
+        self._admission = admission
         self._tracing = tracing
-        self._model = service.release.hash[:12]
         self._ids = Ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,8 +78,8 @@ class Edge:
                 scope["call"] = call
                 route, status = await self._forward(scope, receive, send, call, span)
             else:
-                route, handle = lane
-                answer, rows = await self._answer(handle, call, receive)
+                route = lane.route
+                answer, rows = await self._answer(lane, call, receive)
                 status = answer.status
                 await _send(send, answer, call, span)
         except ClientLeft:
@@ -144,17 +93,19 @@ class Edge:
                 span.end(route, status)
 
     def close(self) -> None:
-        """Send the spans that wait."""
+        """Write and send what waits."""
+        self.service.close()
         self._tracing.stop()
 
-    async def _answer(self, handle: Handler, call: Call, receive: Receive) -> tuple[Answer, int]:
+    async def _answer(self, endpoint: Endpoint, call: Call, receive: Receive) -> tuple[Answer, int]:
         try:
-            call.body = await self._bodies.read(call.headers, receive)
-            return await handle(call)
+            return await self._admission.answer(endpoint, call, receive)
         except ClientLeft:
             raise
+        except asyncio.CancelledError:  # the service stops, and has waited long enough
+            return self.service.refuse(Problem(503, "the service has stopped; ask again"), call), 0
         except Exception as error:
-            return self._service.refuse(error, call), 0
+            return self.service.refuse(error, call), 0
 
     async def _forward(
         self, scope: Scope, receive: Receive, send: Send, call: Call, span: Span | None
@@ -166,7 +117,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *_named(call, span)]}
+                message = {**message, "headers": [*message["headers"], *_named(call, span), *_SECURITY]}
             await send(message)
 
         try:
@@ -180,7 +131,8 @@ class Edge:
     def _access(self, call: Call, span: Span | None, **fields: Any) -> None:
         if span:
             fields["trace_id"] = span.trace_id
-        self._service.log.line("request", request_id=call.id, model=self._model, **fields)
+        model = self.service.live.release.hash[:12]
+        self.service.log.line("request", request_id=call.id, model=model, holder=call.holder, **fields)
 
 
 def _route(scope: Scope) -> str:
@@ -198,6 +150,7 @@ async def _send(send: Send, answer: Answer, call: Call, span: Span | None) -> No
         (b"content-type", answer.media_type),
         (b"content-length", b"%d" % len(answer.body)),
         *_named(call, span),
+        *_SECURITY,
         *answer.headers,
     ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -8,51 +8,59 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.problems import ProblemDocument
-from serving.protocols import Invocations, Prediction
-from serving.release import Release
+from serving.protocols import INFER, INFER_VERSION, Invocations, Prediction
+from serving.service import Because, Service
 
 _REF = "#/components/schemas/"
 
 
-def predict(release: Release) -> dict[str, Any]:
-    """The operation of `/predict`."""
-    body = _content(
-        {"$ref": _REF + "Rows"}, {"golden row": {"summary": "A golden row", "value": {"rows": [release.example]}}}
-    )
-    answer = {"description": "Scores", "content": _content({"$ref": _REF + "Prediction"})}
-    return _operation("Rows in, scores and labels out", body, answer)
-
-
-def infer(tensors: dict[str, Any], release: Release) -> dict[str, Any]:
-    """The operation of V2's `infer`, for a model with these tensors."""
-    inputs = [{**t, "shape": [1], "data": [release.example[t["name"]]]} for t in tensors["inputs"]]
-    example = {"golden row": {"summary": "A golden row", "value": {"inputs": inputs}}}
-    body = _content({"type": "object"}, example) | {"application/octet-stream": {"schema": {"type": "string"}}}
-    answer = {"description": "The tensors " + " and ".join(t["name"] for t in tensors["outputs"])}
-    return _operation("Open Inference Protocol, with binary tensors", body, answer)
-
-
-def invocations(release: Release) -> dict[str, Any]:
-    """The operation of `/invocations`."""
-    row = release.example
-    columns = {name: [value] for name, value in row.items()}
-    forms = ({"columns": [*row], "data": [[*row.values()]]}, [row], [row], columns)
-    given = {f: {"summary": f, "value": {f: v}} for f, v in zip(Invocations.forms, forms, strict=True)}
-    body = _content({"type": "object", "minProperties": 1}, given)
-    answer = {"description": '`{"predictions": [[score, ...], ...]}`'}
-    return _operation("What `mlflow models serve` takes", body, answer)
-
-
-def describe(app: FastAPI, release: Release) -> dict[str, Any]:
-    """The whole page."""
-    page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    types = [release.inputs.request, Prediction, ProblemDocument]
+def describe(app: FastAPI, service: Service) -> dict[str, Any]:
+    """The whole page, as the release that is served now has it."""
+    release = service.live.release
+    said = f"Scores of the model `{release.name}`, version {release.version}, bundle `{release.hash}`."
+    page = get_openapi(title=app.title, version=app.version, description=said, routes=app.routes)
+    feedback = service.feedback_form.request
+    types = [release.inputs.request, Prediction, ProblemDocument, feedback, Because]
     _, made = msgspec.json.schema_components(types, ref_template=_REF + "{name}")
     page.setdefault("components", {}).setdefault("schemas", {}).update(_with_integers(made))
+    for path, described in _operations(service, feedback.__name__).items():
+        page["paths"][path]["post"].update(described)
     for path, operations in page["paths"].items():
         if named := re.findall(r"{(\w+)}", path):
             operations["parameters"] = [_path_parameter(name, getattr(release, name)) for name in named]
+    if service.settings.keys_file:
+        page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        page["security"] = [{"key": []}]
     return page
+
+
+def _operations(service: Service, feedback: str) -> dict[str, dict[str, Any]]:
+    """What FastAPI cannot know of the routes that take a body."""
+    release = service.live.release
+    row = release.example
+    rows = _content(_ref("Rows"), {"golden row": {"summary": "A golden row", "value": {"rows": [row]}}})
+    scores = {"description": "Scores", "content": _content(_ref("Prediction"))}
+    columns = {name: [value] for name, value in row.items()}
+    forms = ({"columns": [*row], "data": [[*row.values()]]}, [row], [row], columns)
+    given = {f: {"summary": f, "value": {f: v}} for f, v in zip(Invocations.forms, forms, strict=True)}
+    invoked = {"description": '`{"predictions": [[score, ...], ...]}`'}
+    tensors = service.live.tensors
+    inputs = [{**t, "shape": [1], "data": [row[t["name"]]]} for t in tensors["inputs"]]
+    binary = {"application/octet-stream": {"schema": {"type": "string"}}}
+    asked = _content({"type": "object"}, {"golden row": {"summary": "A golden row", "value": {"inputs": inputs}}})
+    told = {"description": "The tensors " + " and ".join(t["name"] for t in tensors["outputs"])}
+    infer = _operation("Open Inference Protocol, with binary tensors", asked | binary, told)
+    kept = {"description": "They are kept"}
+    return {
+        "/predict": _operation("Rows in, scores and labels out", rows, scores),
+        "/invocations": _operation(
+            "What `mlflow models serve` takes", _content({"type": "object", "minProperties": 1}, given), invoked
+        ),
+        INFER: infer,
+        INFER_VERSION: infer,
+        "/feedback": _operation("True outcomes of earlier predictions", _content(_ref(feedback)), kept),
+        "/admin/kill": _operation("Let the baseline answer", _content(_ref("Because")), {"description": "It does"}),
+    }
 
 
 def _operation(summary: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -64,17 +72,24 @@ def _path_parameter(name: str, value: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": [value]}}
 
 
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF + name}
+
+
 def _content(schema: dict[str, Any], examples: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"application/json": {"schema": schema} | ({"examples": examples} if examples else {})}
 
 
 def _problems() -> dict[str, Any]:
     said = {
+        "401": "No key came, or a wrong one",
+        "403": "The key may not do this",
         "408": "The body was not there in time",
         "413": "The body or its rows are too many",
         "415": "The body is in a form that is not read",
         "422": "A value is not what the contract allows; `errors` names each",
         "500": "The service failed",
+        "503": "More requests are under way than the service takes; ask again",
     }
     content = {"application/problem+json": {"schema": {"$ref": _REF + "ProblemDocument"}}}
     return {status: {"description": description, "content": content} for status, description in said.items()}

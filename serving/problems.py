@@ -13,14 +13,19 @@ from serving.rows import RowError, TooManyRows, WrongValue
 Headers = tuple[tuple[bytes, bytes], ...]
 
 REASONS = {
+    400: "malformed",
+    401: "no_key",
+    403: "scope",
     404: "not_found",
     405: "method",
     408: "slow_body",
+    409: "conflict",
     413: "too_large",
     415: "media_type",
     422: "invalid",
+    431: "too_large",
     500: "failed",
-    503: "unavailable",
+    503: "overload",
 }
 
 

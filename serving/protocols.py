@@ -3,7 +3,7 @@
 `/predict` is this service's own, `/invocations` what `mlflow models serve` takes; `serving.v2` has the third.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -16,32 +16,40 @@ from serving.problems import Answer, Problem
 from serving.release import Release
 from serving.rows import RowError, check_count, parse_json
 
+INFER, INFER_VERSION = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
+Source = Literal["model", "challenger", "baseline"]
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 
 
 @dataclass(slots=True)
 class Call:
-    """A request, as far as an answer depends on it."""
+    """A request, as far as an answer depends on it; `holder` is whose key it came with."""
 
     id: str
     headers: dict[bytes, bytes]
     body: bytes = b""
+    holder: str = ""
 
 
 class Asked(NamedTuple):
-    """The rows of a request, and what else it says of the answer."""
+    """The rows of a request, as they came: one by one, or column by column; and what else it says of the answer."""
 
-    columns: Columns
-    rows: int
+    size: int
+    rows: Sequence[Any] = ()
+    columns: Columns | None = None
     wishes: Any = None
 
 
 class Scored(NamedTuple):
-    """What became of them: scores float64 [n, k], and which categories training never saw."""
+    """What became of them: scores float64 [n, k] (`values` as JSON has them), the decision per row, which categories
+    training never saw, and what scored them."""
 
     scores: np.ndarray
+    values: list[Any]
+    labels: list[Any] | None
     unseen: list[tuple[int, str]]
+    source: Source
 
 
 class Form(Protocol):
@@ -79,7 +87,7 @@ class Prediction(Struct, omit_defaults=True):
         Meta(description="A number per row: the probability, or the prediction; of several classes a list"),
     ]
     unseen: list[Unseen]
-    source: Annotated[Literal["model"], Meta(description="What gave the scores")]
+    source: Annotated[Source, Meta(description="What gave the scores; the baseline does where the model may not")]
     labels: Annotated[list[bool | str] | UnsetType, Meta(description="The decision per row")] = UNSET
     classes: Annotated[list[str] | UnsetType, Meta(description="The class of each score in a row's list")] = UNSET
 
@@ -93,23 +101,22 @@ class Predict:
         self._inputs = release.inputs
         self._most = most
         self._model = ModelName(release.name, release.version, release.hash)
-        self._contract = release.contract
+        several = release.contract["task"] == "multiclass"
+        self._classes = release.contract["classes"] if several else UNSET
 
     def read(self, call: Call) -> Asked:
         rows = self._inputs.decode(call.body, self._most)
-        return Asked(self._inputs.arrays(rows), len(rows))
+        return Asked(len(rows), rows)
 
     def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
-        several = scored.scores.shape[1] > 1
-        decided = labels(scored.scores, self._contract)
         prediction = Prediction(
             model=self._model,
             request_id=call.id,
-            scores=scored.scores.tolist() if several else scored.scores[:, 0].tolist(),
+            scores=scored.values,
             unseen=[Unseen(row, column) for row, column in scored.unseen],
-            source="model",
-            labels=UNSET if decided is None else decided,
-            classes=self._contract["classes"] if several else UNSET,
+            source=scored.source,
+            labels=UNSET if scored.labels is None else scored.labels,
+            classes=self._classes,
         )
         return Answer(200, msgspec.json.encode(prediction))
 
@@ -130,7 +137,7 @@ class Invocations:
         if len(named) != 1 or named[0] not in self.forms or given.get("params"):
             raise RowError(f"expected an object with one of {', '.join(self.forms)}, and no params")
         rows = self._inputs.convert(self._records(named[0], given[named[0]]), self._most)
-        return Asked(self._inputs.arrays(rows), len(rows))
+        return Asked(len(rows), rows)
 
     def _records(self, form: str, given: Any) -> Any:
         if form == "dataframe_split":
@@ -163,10 +170,10 @@ class Split(Struct):
     data: list[list[Any]]
 
 
-def labels(scores: np.ndarray, contract: Mapping[str, Any]) -> list[Any] | None:
+def labels(scores: np.ndarray, contract: Mapping[str, Any], threshold: float | None) -> list[Any] | None:
     """The decision per row: true or false at the threshold, the likeliest class, or None for a regression."""
     if contract["task"] == "binary":
-        return (scores[:, 0] >= contract["threshold"]).tolist()  # type: ignore[no-any-return]
+        return (scores[:, 0] >= threshold).tolist()  # type: ignore[no-any-return]
     if contract["task"] == "multiclass":
         return [contract["classes"][best] for best in scores.argmax(axis=1).tolist()]
     return None

@@ -4,6 +4,7 @@ Nothing in it is believed: the service scores the bundle's golden rows as if a c
 """
 
 import inspect
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,11 +17,13 @@ import numpy as np
 from pipeline.canonical import file_hash, files_hash, folder_files
 from pipeline.errors import InputError
 from pipeline.scoring import TOLERANCE, Features, Scorer
+from serving.breaker import Fallback
 from serving.rows import Inputs, RowError
 from serving.settings import Settings, project
 
 FILES = ("baseline.json", "contract.json", "golden.json", "lineage.json", "reference.json")
 MODEL_FILES = {"onnx": "model.onnx", "sklearn": "pipeline.skops"}
+BESIDE = ("inspection/gates.json", "reports/gates.json", "reports/card.md")  # what a release has beside its bundle
 _AGAIN = "pull it again (`dvc pull`), or train again (`dvc repro`)"
 
 
@@ -46,6 +49,7 @@ class _Contract(msgspec.Struct):
 
     task: Literal["binary", "multiclass", "regression"]
     runtime: Literal["onnx", "sklearn"]
+    target: str
     classes: Annotated[list[str], msgspec.Meta(min_length=3)] | None
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
     inputs: Annotated[list[_Input], msgspec.Meta(min_length=1)]
@@ -87,6 +91,8 @@ class Release:
     verdict: Mapping[str, Any] | None
     inspected: bool
     example: Mapping[str, Any]
+    fallback: Fallback
+    folder: Path
 
     @property
     def contract(self) -> Mapping[str, Any]:
@@ -105,6 +111,33 @@ def load(settings: Settings, features: Features) -> Release:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"{settings.model_dir}: expected what training writes, found {found}; {_AGAIN}") from error
+
+
+def keep(release: Release, folder: Path) -> None:
+    """Copy the release to `folder`, in place of the one before, as what to serve where a later one is refused."""
+    kept, new = folder / release.hash, folder / f".{release.hash}"
+    if not kept.exists():
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(release.folder, new / "bundle")
+        for name in BESIDE:
+            if (told := release.folder.resolve().parent / name).exists():
+                (new / name).parent.mkdir(exist_ok=True)
+                shutil.copy(told, new / name)
+        new.rename(kept)
+    kept.touch()  # the newest is the last that was good
+    for other in folder.iterdir():
+        if other != kept:
+            shutil.rmtree(other)
+
+
+def load_kept(settings: Settings, features: Features, folder: Path) -> Release | None:
+    """The release that was kept there, or None; InputError says why it may not be served either."""
+    kept = sorted(folder.glob("[!.]*/bundle"), key=lambda bundle: bundle.parent.stat().st_mtime_ns)
+    if not kept:
+        return None
+    return load(
+        settings.model_copy(update={"model_dir": kept[-1], "model_hash": None, "model_version": None}), features
+    )
 
 
 def _load(settings: Settings, features: Features) -> Release:
@@ -134,6 +167,8 @@ def _load(settings: Settings, features: Features) -> Release:
         verdict=verdict,
         inspected=inspected,
         example=records[0],
+        fallback=Fallback(folder / "baseline.json", scorer),
+        folder=folder,
     )
 
 

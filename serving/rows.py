@@ -102,7 +102,7 @@ class Column:
         said |= {"boolean": "true or false", "category": "text"}
         words = said.get(self.kind) or ("a whole number" if self.kind == "integer" else "a number")
         if self.categories and not self.open:
-            words = f"one of {_few(self.categories)}"
+            words = f"one of {few(self.categories)}"
         words += f" of at least {self.minimum}" if self.minimum is not None and self.maximum is None else ""
         words += f" of at most {self.maximum}" if self.maximum is not None and self.minimum is None else ""
         if self.minimum is not None and self.maximum is not None:
@@ -131,7 +131,7 @@ class Column:
             checked = msgspec.convert(values, list[self.type])  # type: ignore[name-defined]
         except msgspec.ValidationError:
             wrong = (self.error(row, value) for row, value in enumerate(values) if not self.fits(value))
-            raise _row_error(wrong) from None
+            raise row_error(wrong) from None
         return self.array(checked)
 
     def array_of_numbers(self, values: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ class Column:
         rules += [(numbers != 0) & (numbers != 1) & ~missing] if self.kind == "boolean" else []
         wrong = np.flatnonzero(reduce(or_, rules))
         if len(wrong):
-            raise _row_error(self.error(int(row), float(numbers[row])) for row in wrong)
+            raise row_error(self.error(int(row), float(numbers[row])) for row in wrong)
         return numbers
 
     def missing(self, rows: int) -> np.ndarray:
@@ -157,7 +157,7 @@ class Column:
 
     def error(self, row: int, value: Any) -> WrongValue:
         """What is wrong with a value."""
-        return WrongValue(self.expected, row, self.name, _shown(value))
+        return WrongValue(self.expected, row, self.name, shown(value))
 
 
 class Inputs:
@@ -179,7 +179,7 @@ class Inputs:
         several = Annotated[list[self.row], Meta(min_length=1)]  # type: ignore[name-defined]
         self.request: Any = msgspec.defstruct("Rows", [("rows", several)], forbid_unknown_fields=True)
         self._several = several
-        self._known = f"a column of the contract, which are {_few(self.by_name)}"
+        self._known = f"a column of the contract, which are {few(self.by_name)}"
         self._decoder = msgspec.json.Decoder(self.request)
         kinds = ("number", "integer", "boolean"), ("time",), ("category",)
         alike = [[column for column in self.columns if column.kind in kind] for kind in kinds]
@@ -206,7 +206,7 @@ class Inputs:
         except msgspec.ValidationError:
             if not isinstance(records, list) or not records:
                 raise RowError("expected a list of rows, with one or more") from None
-            raise _row_error(self._errors(records)) from None
+            raise row_error(self._errors(records)) from None
 
     def arrays(self, rows: Sequence[Any]) -> Columns:
         """Checked rows, column by column."""
@@ -232,10 +232,10 @@ class Inputs:
                 msgspec.convert(record, self.row)
                 continue
             if not isinstance(record, dict):
-                yield WrongValue("an object, with a value for each column", row, value=_shown(record))
+                yield WrongValue("an object, with a value for each column", row, value=shown(record))
                 continue
             for name in [name for name in record if name not in self.by_name]:
-                yield WrongValue(self._known, row, _shown(name), _shown(record[name]))
+                yield WrongValue(self._known, row, shown(name), shown(record[name]))
             for column in self.columns:
                 if column.name in record and not column.fits(record[column.name]):
                     yield column.error(row, record[column.name])
@@ -243,7 +243,8 @@ class Inputs:
                     yield WrongValue(column.expected, row, column.name)
 
 
-def _row_error(found: Iterable[WrongValue]) -> RowError:
+def row_error(found: Iterable[WrongValue]) -> RowError:
+    """The error of one or more wrong values, the first `MAX_ERRORS` of them."""
     errors = list(itertools.islice(found, MAX_ERRORS))
     first = errors[0]
     where = f"row {first.row}" + ("" if first.column is UNSET else f", column '{first.column}'")
@@ -251,13 +252,14 @@ def _row_error(found: Iterable[WrongValue]) -> RowError:
     return RowError(f"{where}: expected {first.expected}, got {came}", errors)
 
 
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
+    """Names in a sentence: the first, and how many more."""
     listed = list(names)
     more = len(listed) - _SHOWN_NAMES
     return ", ".join(listed[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """A value as the client may see it again: short."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

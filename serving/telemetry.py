@@ -10,7 +10,7 @@ import threading
 import traceback
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ from serving.release import Release
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _PROBABILITIES = tuple(edge / 10 for edge in range(1, 11))
+SOURCES = ("model", "challenger", "baseline")
 _FLUSH_S = 0.1
 _STOP_S = 5.0
 _MAX_LINES = 100_000  # that wait to be written
@@ -36,7 +37,13 @@ class Scores(Collector):
     """A histogram of scores that takes thousands at once."""
 
     def __init__(self, edges: Iterable[float]) -> None:
-        self._edges = [*edges, float("inf")]
+        self.count_between(edges)
+
+    def count_between(self, edges: Iterable[float]) -> None:
+        """Begin anew, unless the edges are the same."""
+        if getattr(self, "_edges", None) == (wanted := [*edges, float("inf")]):
+            return
+        self._edges = wanted
         self._counts = [0] * len(self._edges)
         self._sum = 0.0
 
@@ -58,48 +65,71 @@ class Scores(Collector):
         yield HistogramMetricFamily("serving_scores", "Scores: of the called class, or predictions", buckets, self._sum)
 
 
-class Dropped(Collector):
-    """A counter of the lines that a log has dropped."""
+class Counted(Collector):
+    """A counter of what something else counts."""
 
-    def __init__(self, log: "Log") -> None:
-        self._log = log
+    def __init__(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        self._name, self._meaning, self._value = name, meaning, value
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """What prometheus_client asks for."""
-        yield CounterMetricFamily("serving_log_lines_dropped", "Log lines that had no room", self._log.dropped)
+        yield CounterMetricFamily(self._name, self._meaning, self._value())
 
 
 class Metrics:
     """Everything that Prometheus may ask for."""
 
     def __init__(self, release: Release, log: "Log") -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client types none of its functions
         self.in_flight = 0
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._requests = Counter("serving_requests", "Requests", ["route", "status"], registry=self.registry)
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter("serving_requests", "Requests", ["route", "status"], registry=registry)
         self._seconds = Histogram(
-            "serving_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=self.registry
+            "serving_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=registry
         )
-        self._rows = Counter("serving_rows", "Rows scored", registry=self.registry)
-        self._unseen = Counter(
-            "serving_unseen", "Categories that training never saw", ["column"], registry=self.registry
+        self._rows = Counter("serving_rows", "Rows scored", registry=registry)
+        self._answers = Counter(
+            "serving_answers", "Requests scored, by what scored them", ["source"], registry=registry
         )
-        self._refused = Counter("serving_refused", "Requests that were refused", ["reason"], registry=self.registry)
-        in_flight = Gauge("serving_in_flight", "Requests under way", registry=self.registry)
-        in_flight.set_function(lambda: self.in_flight)
-        self.registry.register(Dropped(log))
-        about = Gauge("serving_model_info", "The model", ["name", "version", "hash", "runtime"], registry=self.registry)
-        about.labels(release.name, release.version, release.hash, release.contract["runtime"]).set(1)
-        airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=self.registry)
-        airworthy.set(release.airworthy)
+        self._sources = {name: self._answers.labels(name) for name in SOURCES}
+        self._unseen = Counter("serving_unseen", "Categories that training never saw", ["column"], registry=registry)
+        self._refused = Counter("serving_refused", "Requests that were refused", ["reason"], registry=registry)
+        self._failures = Counter(
+            "serving_model_failures", "Calls of the model that failed", ["reason"], registry=registry
+        )
+        self.reloads = Counter(
+            "serving_reloads", "Bundles that were to replace another", ["outcome"], registry=registry
+        )
+        self.tell("serving_in_flight", "Requests under way", lambda: self.in_flight)
+        self.tell_count("serving_log_lines_dropped", "Log lines that had no room", lambda: log.dropped)
+        self._about = Gauge(
+            "serving_model_info", "The model", ["name", "version", "hash", "runtime"], registry=registry
+        )
+        self._airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=registry)
+        self._scores = Scores(())
+        registry.register(self._scores)
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self.serves(release)
+
+    def tell(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Tell what a function returns when asked."""
+        Gauge(name, meaning, registry=self.registry).set_function(value)
+
+    def tell_count(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Tell what a function returns, which only grows."""
+        self.registry.register(Counted(name, meaning, value))
+
+    def serves(self, release: Release) -> None:
+        """Tell of the release that answers from now on."""
+        self._about.clear()
+        self._about.labels(release.name, release.version, release.hash, release.contract["runtime"]).set(1)
+        self._airworthy.set(release.airworthy)
         for column in release.inputs.columns:
             if column.open:
                 self._unseen.labels(column.name)
         self._several = release.contract["task"] == "multiclass"
-        self._scores = Scores(_score_edges(release))
-        self.registry.register(self._scores)
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._scores.count_between(_score_edges(release))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -110,12 +140,17 @@ class Metrics:
         known[0].inc()
         known[1].observe(seconds)
 
-    def scored(self, scores: np.ndarray, unseen: list[tuple[int, str]]) -> None:
-        """Count scores of shape [n, k], and unseen categories."""
+    def scored(self, scores: np.ndarray, unseen: list[tuple[int, str]], source: str, requests: int) -> None:
+        """Count the scores [n, k] of some requests, and unseen categories."""
         self._rows.inc(len(scores))
+        self._sources[source].inc(requests)
         self._scores.observe(scores.max(axis=1) if self._several else scores[:, 0])
         for _, column in unseen:
             self._unseen.labels(column).inc()
+
+    def model_failed(self, reason: str) -> None:
+        """Count a call of the model that failed."""
+        self._failures.labels(reason).inc()
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused."""
@@ -123,8 +158,7 @@ class Metrics:
 
 
 def _score_edges(release: Release) -> tuple[float, ...]:
-    if release.contract["task"] != "regression":
-        return _PROBABILITIES
+    """As in training, so that the two can be compared."""
     return tuple(release.reference["scores"].get("score", {}).get("edges", ())) or _PROBABILITIES
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
 from serving.problems import Answer
-from serving.protocols import BINARY, JSON, Asked, Call, Scored, converted, labels
+from serving.protocols import BINARY, JSON, Asked, Call, Scored, converted
 from serving.release import Release
 from serving.rows import Column, RowError, check_count, parse_json
 
@@ -94,7 +94,7 @@ class Infer:
             raise RowError("inputs: expected shapes of one length, 1 or more")
         columns = {c.name: given[c.name] if c.name in given else c.missing(rows) for c in self._inputs.columns}
         self._check_wanted(request)
-        return Asked(columns, rows, request)
+        return Asked(rows, columns=columns, wishes=request)
 
     def _check_wanted(self, request: InferRequest) -> None:
         known = [output["name"] for output in self.metadata()["outputs"]]
@@ -105,8 +105,7 @@ class Infer:
     def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
         request: InferRequest = asked.wishes
         scores = scored.scores if scored.scores.shape[1] > 1 else scored.scores[:, 0]
-        decided = labels(scored.scores, self._contract)
-        made: dict[str, Any] = {"score": scores} | ({} if decided is None else {"label": decided})
+        made: dict[str, Any] = {"score": scores} | ({} if scored.labels is None else {"label": scored.labels})
         binary = bool(request.parameters.get("binary_data_output"))
         wanted = {output.name: bool(output.parameters.get("binary_data", binary)) for output in request.outputs}
         outputs, tail = [], b""

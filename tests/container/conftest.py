@@ -52,7 +52,7 @@ class Container:
             self.port = free.getsockname()[1]
         self.name = f"test-{self.port}"
         self.log = folder / f"{self.name}.log"
-        published = ["-p", f"127.0.0.1:{self.port}:{self.port}", "-e", f"SERVING_PORT={self.port}"]
+        published = ["-e", "SERVING_OPEN=1", "-p", f"127.0.0.1:{self.port}:{self.port}", "-e", f"SERVING_PORT={self.port}"]
         command = [*RUN, "--rm", "--name", self.name, *PRODUCTION, *published, *flags, image]
         self.began = time.perf_counter()
         with self.log.open("wb") as log:

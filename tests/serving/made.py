@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Bundle:
         (folder / "gates.json").write_bytes(json_bytes(verdict))
 
     def settings(self, **environment: str) -> Settings:
-        return read_settings({"SERVING_MODEL_DIR": str(self.folder)} | environment)
+        return read_settings({"SERVING_MODEL_DIR": str(self.folder), "SERVING_OPEN": "1"} | environment)
 
     def load(self, **environment: str) -> Release:
         return load(self.settings(**environment), load_features(self.features))
@@ -70,8 +71,9 @@ class Service:
 
     def __init__(self, bundle: Bundle, *, routed: bool = False, **environment: str) -> None:
         self.log = Log()
-        self.release = bundle.load(**environment)
-        self.edge = create_app(self.release, bundle.settings(**environment), self.log)
+        self.data = Path(environment.setdefault("SERVING_DATA_DIR", tempfile.mkdtemp()))
+        self.edge = create_app(bundle.settings(**environment), load_features(bundle.features), self.log)
+        self.release = self.edge.service.live.release
         self._app: Any = self.edge.app if routed else self.edge
 
     def request(self, method: str, path: str, **given: Any) -> httpx.Response:
@@ -96,8 +98,8 @@ class Service:
     def predict(self, rows: Any, **given: Any) -> httpx.Response:
         return self.post("/predict", json={"rows": rows}, **given)
 
-    def metric(self, name: str, **labels: str) -> float | None:
-        return self.edge._service.metrics.registry.get_sample_value(name, labels)
+    def metric(self, name: str, /, **labels: str) -> float | None:
+        return self.edge.service.metrics.registry.get_sample_value(name, labels)
 
     def lines(self) -> list[dict[str, Any]]:
         """What has been logged."""
@@ -156,13 +158,14 @@ def serving(folder: Path, bundle: Bundle | None, python: str = sys.executable, *
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    made = {"SERVING_MODEL_DIR": str(bundle.folder)} if bundle else {}
+    made = {"SERVING_OPEN": "1", "SERVING_DATA_DIR": str(folder / f"{port}.data")}
+    made |= {"SERVING_MODEL_DIR": str(bundle.folder)} if bundle else {}
     log, errors = folder / f"{port}.log", folder / f"{port}.err"
     with log.open("w") as out, errors.open("w") as err:
         process = subprocess.Popen(
             command(bundle, python),
             cwd=ROOT,
-            env=environment(SERVING_PORT=str(port), **made, **given),
+            env=environment(SERVING_PORT=str(port), **(made | given)),
             stdout=out,
             stderr=err,
             text=True,

@@ -1,85 +1,85 @@
 import asyncio
-import threading
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from serving.batcher import Batcher
 
 
-def _columns(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.array(values)}
+class Doubling:
+    """Doubles what it is asked, once it may go on; fails where anything is negative."""
 
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.go = asyncio.Event()
 
-def test_what_queued_while_the_model_was_busy_is_scored_in_one_call() -> None:
-    calls: list[int] = []
-    busy, go = threading.Event(), threading.Event()
-
-    def score(columns: Any) -> np.ndarray:
-        calls.append(len(columns["x"]))
-        busy.set()
-        assert go.wait(30)
-        return np.asarray(columns["x"][:, None] * 2)
-
-    async def ask() -> list[np.ndarray]:
-        batcher = Batcher(score, in_thread=True)
-        first = asyncio.create_task(batcher.score(_columns(1)))
-        while not busy.is_set():
-            await asyncio.sleep(0)
-        others = [asyncio.create_task(batcher.score(_columns(n, n + 0.5))) for n in range(2, 5)]
-        await asyncio.sleep(0)
-        go.set()
-        return await asyncio.gather(first, *others)
-
-    answers = asyncio.run(ask())
-    assert calls == [1, 6]
-    assert [answer[:, 0].tolist() for answer in answers] == [[2], [4, 5], [6, 7], [8, 9]]
-
-
-def test_what_came_at_the_same_moment_is_scored_in_one_call() -> None:
-    calls: list[int] = []
-
-    def score(columns: Any) -> np.ndarray:
-        calls.append(len(columns["x"]))
-        return np.asarray(columns["x"][:, None] * 2)
-
-    async def ask() -> list[Any]:
-        batcher = Batcher(score, in_thread=False)
-        first = await asyncio.gather(*(batcher.score(_columns(n)) for n in range(5)))
-        return [*first, await batcher.score(_columns(7))]
-
-    assert [answer.tolist() for answer in asyncio.run(ask())] == [[[0]], [[2]], [[4]], [[6]], [[8]], [[14]]]
-    assert calls == [5, 1]
-
-
-@pytest.mark.parametrize("in_thread", [False, True])
-def test_an_error_of_one_request_is_its_own(in_thread: bool) -> None:
-    def score(columns: Any) -> np.ndarray:
-        if (columns["x"] < 0).any():
+    async def __call__(self, asked: Sequence[int]) -> list[int]:
+        self.calls.append(list(asked))
+        await self.go.wait()
+        if min(asked) < 0:
             raise ValueError("below zero")
-        return np.asarray(columns["x"][:, None])
-
-    async def ask() -> list[Any]:
-        batcher = Batcher(score, in_thread=in_thread)
-        asked = [batcher.score(_columns(n)) for n in (1, -1, 2)]
-        return await asyncio.gather(*asked, return_exceptions=True)
-
-    one, wrong, two = asyncio.run(ask())
-    assert (one.tolist(), two.tolist()) == ([[1]], [[2]])
-    assert isinstance(wrong, ValueError)
+        return [2 * number for number in asked]
 
 
-@pytest.mark.parametrize("in_thread", [False, True])
-def test_a_client_that_left_stops_nobody_else(in_thread: bool) -> None:
-    async def ask() -> Any:
-        batcher = Batcher(lambda columns: columns["x"][:, None], in_thread=in_thread)
-        left = asyncio.create_task(batcher.score(_columns(1)))
-        stays = asyncio.create_task(batcher.score(_columns(2)))
+def test_what_came_at_the_same_moment_is_answered_in_one_call() -> None:
+    async def ask() -> tuple[Any, Any]:
+        doubling = Doubling()
+        doubling.go.set()
+        batcher = Batcher(doubling)
+        first = await asyncio.gather(*map(batcher.ask, range(5)))
+        return [*first, await batcher.ask(7)], doubling.calls
+
+    assert asyncio.run(ask()) == ([0, 2, 4, 6, 8, 14], [[0, 1, 2, 3, 4], [7]])
+
+
+def test_what_queued_while_others_were_answered_is_answered_in_one_call() -> None:
+    async def ask() -> tuple[Any, Any]:
+        doubling = Doubling()
+        batcher = Batcher(doubling)
+        first = asyncio.create_task(batcher.ask(1))
+        while not doubling.calls:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(batcher.ask(number)) for number in (2, 3, 4)]
         await asyncio.sleep(0)
-        left.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await left
-        return await stays
+        doubling.go.set()
+        return await asyncio.gather(first, *others), doubling.calls
 
-    assert asyncio.run(ask()).tolist() == [[2]]
+    assert asyncio.run(ask()) == ([2, 4, 6, 8], [[1], [2, 3, 4]])
+
+
+def test_an_error_reaches_all_of_its_call_and_nobody_after() -> None:
+    async def ask() -> list[Any]:
+        doubling = Doubling()
+        doubling.go.set()
+        batcher = Batcher(doubling)
+        failed = await asyncio.gather(batcher.ask(1), batcher.ask(-1), return_exceptions=True)
+        return [*failed, await batcher.ask(3)]
+
+    one, two, three = asyncio.run(ask())
+    assert isinstance(one, ValueError)
+    assert isinstance(two, ValueError)
+    assert three == 6
+
+
+@pytest.mark.parametrize("value", [1, -1])
+def test_a_client_that_left_stops_nobody_else(value: int) -> None:
+    async def ask() -> Any:
+        doubling = Doubling()
+        batcher = Batcher(doubling)
+        left, stays = (asyncio.create_task(batcher.ask(number)) for number in (value, 2))
+        while not doubling.calls:
+            await asyncio.sleep(0)
+        left.cancel()
+        doubling.go.set()
+        await asyncio.gather(left, stays, return_exceptions=True)
+        return await batcher.ask(3)
+
+    assert asyncio.run(ask()) == 6
+
+
+def test_a_loop_that_ended_in_mid_air_leaves_nothing_behind() -> None:
+    doubling = Doubling()
+    doubling.go.set()
+    batcher = Batcher(doubling)
+    assert [asyncio.run(batcher.ask(number)) for number in (1, 2)] == [2, 4]

@@ -61,7 +61,7 @@ def test_a_model_that_gives_nan_on_a_golden_row_is_refused(
 def test_a_score_at_the_threshold_is_true_and_one_below_it_is_false() -> None:
     threshold = 0.3
     scores = np.array([[np.nextafter(threshold, 0)], [threshold], [np.nextafter(threshold, 1)]])
-    assert labels(scores, {"task": "binary", "threshold": threshold}) == [False, True, True]
+    assert labels(scores, {"task": "binary"}, threshold) == [False, True, True]
 
 
 def test_a_score_at_the_threshold_is_answered_with_true(bundle: Bundle) -> None:

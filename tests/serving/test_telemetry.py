@@ -38,7 +38,8 @@ def test_requests_rows_scores_and_refusals_are_counted(fresh: Service, made: Cal
     assert fresh.metric("serving_rows_total") == len(rows) + 1
     assert fresh.metric("serving_scores_count") == len(rows) + 1
     assert fresh.metric("serving_scores_sum") == pytest.approx(sum(scores) + scores[0])
-    assert fresh.metric("serving_scores_bucket", le="0.1") == sum(s <= 0.1 for s in [*scores, scores[0]])
+    edge = fresh.release.reference["scores"]["score"]["edges"][0]
+    assert fresh.metric("serving_scores_bucket", le=str(edge)) == sum(s <= edge for s in [*scores, scores[0]])
     for reason in ("invalid", "media_type", "not_found"):
         assert fresh.metric("serving_refused_total", reason=reason) == 1
     assert fresh.metric("serving_in_flight") == 0

@@ -1,0 +1,195 @@
+"""A release that answers: requests in, scores out, by its model or by what stands in for it, each one logged. Change
+here to do more with a score.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Struct, UnsetType
+
+from pipeline.journal import Journal
+from pipeline.scoring import Columns
+from serving.batcher import Batcher
+from serving.breaker import Breaker, Reason, check_scores
+from serving.protocols import Asked, Call, Form, Invocations, Predict, Scored, Source, example, labels
+from serving.release import Release
+from serving.settings import Settings
+from serving.telemetry import Log, Metrics, failed
+from serving.v2 import Infer
+
+if TYPE_CHECKING:
+    from serving.challenger import Shadow
+
+INLINE_ROWS = 200  # take less time than a thread takes to start on them
+
+
+class Entry(Struct):
+    """What the prediction log has of a request; `pipeline.journal` reads it."""
+
+    time: datetime
+    request_id: str
+    model: str
+    source: str
+    scores: Sequence[Any]
+    rows: Sequence[Any] | UnsetType = UNSET
+    columns: dict[str, list[Any]] | UnsetType = UNSET
+
+
+class Request(NamedTuple):
+    """What a client asked, and under which id."""
+
+    id: str
+    asked: Asked
+
+
+class Desk(NamedTuple):
+    """What every release of a service shares."""
+
+    settings: Settings
+    metrics: Metrics
+    log: Log
+    journal: Journal
+
+
+class Live:
+    """A release that answers. As a challenger it has no baseline: the champion answers what it cannot."""
+
+    def __init__(self, release: Release, desk: Desk, *, challenger: bool = False) -> None:
+        settings = desk.settings
+        self.release = release
+        infer = Infer(release, settings.max_rows)
+        self.tensors = infer.metadata()
+        self.forms: dict[str, Form] = {
+            "predict": Predict(release, settings.max_rows),
+            "infer": infer,
+            "invocations": Invocations(release, settings.max_rows),
+        }
+        self.breaker = Breaker(
+            window=settings.breaker_window, rate=settings.breaker_rate, cooldown_s=settings.breaker_cooldown_s
+        )
+        self.shadow: Shadow | None = None
+        self._desk = desk
+        self._source: Source = "challenger" if challenger else "model"
+        self._fallback = None if challenger else release.fallback
+        self._onnx = release.contract["runtime"] == "onnx"
+        workers = 2 if self._onnx else 1  # onnxruntime works beside this thread, scikit-learn hardly
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=self._source)
+        self._free = asyncio.Semaphore(workers)
+        self._batcher = Batcher(self._answer)
+        self._encode = msgspec.json.Encoder().encode
+        self._warm_up()
+
+    async def score(self, request: Request) -> Scored | None:
+        """The scores of a request's rows; None where a challenger has none."""
+        if request.asked.size > INLINE_ROWS:
+            return (await self._answer([request]))[0]
+        return await self._batcher.ask(request)
+
+    async def _answer(self, requests: Sequence[Request]) -> Sequence[Scored | None]:
+        columns = self._columns([request.asked for request in requests])
+        rows = sum(request.asked.size for request in requests)
+        scores = await self._by_model(columns, rows, alone=len(requests) == 1)
+        if scores is not None:
+            if self.shadow is not None:
+                self.shadow.offer(columns, scores)
+            return self._told(requests, columns, scores, self._source)
+        if len(requests) > 1 and self.breaker.state == "closed":  # one of them is at fault
+            return [(await self._answer([request]))[0] for request in requests]
+        if self._fallback is None:
+            return [None] * len(requests)
+        return self._told(requests, columns, self._fallback.score(columns), "baseline")
+
+    async def _by_model(self, columns: Columns, rows: int, *, alone: bool) -> np.ndarray | None:
+        """The model's scores [n, k]; None where it may not answer, or where what it answers are no scores."""
+        leave = self.breaker.allows()
+        if leave is None:
+            return None
+        try:
+            scores, reason = await self._called(columns, rows)
+        except BaseException:
+            self.breaker.abandoned(leave)
+            raise
+        if reason is None:
+            self.breaker.succeeded(leave)
+        elif alone or reason == "slow":
+            self.breaker.failed(leave, reason)
+            self._desk.metrics.model_failed(reason)
+        else:
+            self.breaker.abandoned(leave)  # each will be asked by itself, which tells whose fault it was
+        return scores
+
+    async def _called(self, columns: Columns, rows: int) -> tuple[np.ndarray | None, Reason | None]:
+        """Scores that may be given to clients, and what was wrong with the call."""
+        begun, budget_s = perf_counter(), self._desk.settings.model_budget_s
+        try:
+            if self._onnx and rows <= INLINE_ROWS:
+                scores = self.release.scorer.score(columns)
+            else:
+                async with self._free:  # waiting for others is no fault of the model
+                    begun = perf_counter()
+                    loop = asyncio.get_running_loop()
+                    work = loop.run_in_executor(self._threads, self.release.scorer.score, columns)
+                    scores = await asyncio.wait_for(work, budget_s)
+        except TimeoutError:
+            return None, "slow"
+        except Exception as error:
+            self._desk.log.line("model failed", "error", model=self.release.hash[:12], **failed(error))
+            return None, "raised"
+        if reason := check_scores(scores, self.release.contract):
+            return None, reason
+        return scores, "slow" if perf_counter() - begun > budget_s else None
+
+    def _told(
+        self, requests: Sequence[Request], columns: Columns, scores: np.ndarray, source: Source
+    ) -> list[Scored | None]:
+        """Count and log what was scored, and cut it into the answers."""
+        contract = self.release.contract
+        threshold = self.release.fallback.threshold if source == "baseline" else contract["threshold"]
+        values = scores.tolist() if scores.shape[1] > 1 else scores[:, 0].tolist()
+        decided = labels(scores, contract, threshold)
+        unseen = self.release.inputs.unseen(columns)
+        self._desk.metrics.scored(scores, unseen, source, len(requests))
+        time, start = datetime.now(UTC), 0
+        answers: list[Scored | None] = []
+        entries = []
+        for request in requests:
+            asked = request.asked
+            part = slice(start, start + asked.size)
+            start = part.stop
+            named = [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
+            answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
+            entry = Entry(time, request.id, self.release.hash, source, values[part])
+            if asked.columns is None:
+                entry.rows = asked.rows
+            else:
+                entry.columns = {name: column.tolist() for name, column in asked.columns.items()}
+            entries.append(self._encode(entry))
+        self._desk.journal.append(entries)  # before any of the answers goes out
+        return answers
+
+    def _columns(self, requests: Sequence[Asked]) -> Columns:
+        """All rows of several requests, one after the other."""
+        rows = [row for asked in requests for row in asked.rows]
+        if len(rows) == sum(asked.size for asked in requests):  # all came as rows: one array of all is made soonest
+            return self.release.inputs.arrays(rows)
+        parts = [
+            self.release.inputs.arrays(asked.rows) if asked.columns is None else asked.columns for asked in requests
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _warm_up(self) -> None:
+        """Answer a request for the example once, so that no client's is the first."""
+        form, contract = self.forms["predict"], self.release.contract
+        call = Call("warm-up", {}, example(self.release))
+        asked = form.read(call)
+        scores = self.release.scorer.score(self._columns([asked]))
+        decided = labels(scores, contract, contract["threshold"])
+        form.write(call, asked, Scored(scores, scores.tolist(), decided, [], self._source))

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -21,11 +21,14 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.errors import InputError
+from serving.breaker import Reason
+from serving.protocols import Source
 from serving.release import Release
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _PROBABILITIES = tuple(edge / 10 for edge in range(1, 11))
-SOURCES = ("model", "challenger", "baseline")
+SOURCES = get_args(Source)
+FAILURES = get_args(Reason)
 _FLUSH_S = 0.1
 _STOP_S = 5.0
 _MAX_LINES = 100_000  # that wait to be written
@@ -101,6 +104,9 @@ class Metrics:
         self.reloads = Counter(
             "serving_reloads", "Bundles that were to replace another", ["outcome"], registry=registry
         )
+        for counter, labels in ((self._failures, FAILURES), (self.reloads, ("done", "refused"))):
+            for label in labels:  # a counter that begins at 1 has not risen, to Prometheus
+                counter.labels(label)
         self.tell("serving_in_flight", "Requests under way", lambda: self.in_flight)
         self.tell_count("serving_log_lines_dropped", "Log lines that had no room", lambda: log.dropped)
         self._about = Gauge(

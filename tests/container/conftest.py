@@ -52,7 +52,15 @@ class Container:
             self.port = free.getsockname()[1]
         self.name = f"test-{self.port}"
         self.log = folder / f"{self.name}.log"
-        published = ["-e", "SERVING_OPEN=1", "-p", f"127.0.0.1:{self.port}:{self.port}", "-e", f"SERVING_PORT={self.port}"]
+        self.headers = {"Content-Type": "application/json"}
+        published = [
+            "-e",
+            "SERVING_OPEN=1",
+            "-p",
+            f"127.0.0.1:{self.port}:{self.port}",
+            "-e",
+            f"SERVING_PORT={self.port}",
+        ]
         command = [*RUN, "--rm", "--name", self.name, *PRODUCTION, *published, *flags, image]
         self.began = time.perf_counter()
         with self.log.open("wb") as log:
@@ -61,7 +69,7 @@ class Container:
     def ask(self, path: str, body: object = None) -> tuple[int, str]:
         """The status and the text of an answer; a body is sent as JSON."""
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        request = Request(f"http://127.0.0.1:{self.port}{path}", data, self.headers)
         try:
             with urlopen(request, timeout=10) as answer:  # noqa: S310
                 return answer.status, answer.read().decode()

@@ -38,7 +38,7 @@ def test_no_setting_of_the_machine_that_built_it_is_inside() -> None:
     base = inspected(image["Config"]["Labels"]["org.opencontainers.image.base.name"])
     own = set(image["Config"]["Env"]) - set(base["Config"]["Env"])
     assert {variable.partition("=")[0] for variable in own} == {
-        "PATH", "PYTHONDONTWRITEBYTECODE", "SERVING_HOST", "SERVING_PORT",
+        "PATH", "PYTHONDONTWRITEBYTECODE", "SERVING_DATA_DIR", "SERVING_HOST", "SERVING_PORT",
     }  # fmt: skip
 
 

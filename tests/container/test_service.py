@@ -1,13 +1,18 @@
 import json
+import re
 import shutil
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.journal import read_predictions
 from pipeline.scoring import TOLERANCE
 from tests.clones import ROOT
-from tests.container.conftest import GOLDEN, IMAGE, ROWS, Container, Start, health_check, inspected
+from tests.container.conftest import GOLDEN, IMAGE, ROWS, Container, Start, ask_engine, health_check, inspected
 
 
 def test_predictions_from_outside_are_the_golden_ones(service: Container) -> None:
@@ -70,6 +75,43 @@ def test_every_module_is_there_as_bytecode(service: Container) -> None:
     find = "import sys, serving.app; from pathlib import Path; print([n for n, m in sys.modules.items() if "
     find += "getattr(m, '__cached__', None) and not Path(m.__cached__).exists()])"
     assert service.run("python", "-c", find).stdout.strip() == "[]"
+
+
+def test_it_starts_with_keys_or_in_the_open_and_not_without(start: Start, tmp_path: Path) -> None:
+    closed = start("-e", "SERVING_OPEN=0")
+    assert closed.ended() != 0
+    assert "SERVING_KEYS_FILE" in closed.said()
+    made = subprocess.run(
+        [ROOT / "serving/.venv/bin/python", "-m", "serving.access", "client", "predict"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/keys.toml").write_text(made.stdout)
+    key = re.search(r"\S{40,}", made.stderr)
+    assert key is not None
+    mounted = ["-v", f"{tmp_path / 'keys'}:/keys:ro", "-e", "SERVING_KEYS_FILE=/keys/keys.toml", "-e", "SERVING_OPEN=0"]
+    container = start(*mounted)
+    while True:
+        with suppress(OSError):
+            status, _ = container.predict(ROWS[:1])
+            break
+        time.sleep(0.02)
+    assert status == 401
+    container.headers["Authorization"] = f"Bearer {key[0]}"
+    assert container.predict(ROWS[:1])[0] == 200
+
+
+def test_its_answers_outlive_a_container_that_was_killed(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)
+    container = start("-v", f"{tmp_path / 'data'}:/data")
+    container.first_prediction()
+    answers = [container.predict(ROWS[:2])[1] for _ in range(5)]
+    ask_engine("kill", "--signal", "KILL", container.name)
+    container.ended()
+    logged = {entry.request_id for entry in read_predictions(tmp_path / "data/log")}
+    assert {answer["request_id"] for answer in answers} <= logged
+    assert (tmp_path / "data/last-good" / answers[0]["model"]["hash"] / "bundle/golden.json").is_file()
 
 
 def test_sigterm_ends_it_in_order(start: Start) -> None:

@@ -18,6 +18,8 @@ from serving.service import Service
 from serving.settings import read_settings
 from serving.telemetry import Log, log_of_libraries
 
+_CLIENTS_A_TURN = 16
+
 
 def main(features: Features = own_features, *, check: bool = False) -> None:
     """Serve until told to stop; ends at once where a setting or the bundle is wrong, or where it is only to check."""
@@ -41,7 +43,7 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
     # uvicorn raises the signal that stopped it once more: this lets the process end in order.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
     try:
-        uvicorn.run(
+        config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
@@ -54,9 +56,13 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.shutdown_s,
         )
+        listening = config.bind_socket()
+        # uvloop takes one client of each socket in a turn, and turns are long under load: new clients would wait long.
+        uvicorn.Server(config).run([listening, *(listening.dup() for _ in range(_CLIENTS_A_TURN - 1))])
     finally:
         app.close()
         log.stop()
+    os._exit(0)  # Python would wait for the thread of a model that hangs
 
 
 def _tell(log: Log, service: Service) -> None:

@@ -17,6 +17,7 @@ from serving.settings import Settings
 Handler = Callable[[Call], Coroutine[Any, Any, tuple[Answer, int]]]
 
 _DIGITS = 18  # of a length that is worth reading
+_HELD = 65_536  # bytes that uvicorn may hold of any connection
 _LATE = "the body is late"
 _CLOSE = (b"connection", b"close")
 _RETRY = (b"retry-after", b"1")
@@ -49,17 +50,23 @@ class Admission:
         """What the endpoint answers; Problem where the request is not let in, ClientLeft where its body ends early."""
         if endpoint.scope is not None:
             call.holder = self.access.check(call.headers, endpoint.scope)
-        size = self._size(call.headers)
-        if self.taken >= self._most or (self.taken and self.bytes_taken + size > self._most_bytes):
-            raise Problem(503, "more requests are under way than the service takes; ask again", headers=(_RETRY,))
-        self.taken += 1
+        size = max(0, self._size(call.headers) - _HELD)
+        self._check(full=self.bytes_taken > 0 and self.bytes_taken + size > self._most_bytes)
         self.bytes_taken += size
         try:
             call.body = await self._read(receive)
-            return await endpoint.handle(call)
+            self._check()  # once more: whoever is slow with a body has kept nobody else out meanwhile
+            self.taken += 1
+            try:
+                return await endpoint.handle(call)
+            finally:
+                self.taken -= 1
         finally:
-            self.taken -= 1
             self.bytes_taken -= size
+
+    def _check(self, *, full: bool = False) -> None:
+        if full or self.taken >= self._most:
+            raise Problem(503, "more requests are under way than the service takes; ask again", headers=(_RETRY,))
 
     def _size(self, headers: Mapping[bytes, bytes]) -> int:
         """The bytes that the body takes: as declared, or the most that it may have."""

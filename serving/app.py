@@ -49,7 +49,7 @@ def create_app(settings: Settings, features: Features, log: Log) -> Edge:
         "/": Endpoint("/", None, Form(service).submit),
         "/feedback": Endpoint("/feedback", "feedback", service.feedback),
         INFER: infer,
-        INFER_VERSION: infer._replace(route=INFER_VERSION),
+        INFER_VERSION: Endpoint(INFER_VERSION, "predict", service.handler("infer", canary=False)),
         "/admin/reload": Endpoint("/admin/reload", "admin", service.reload),
         "/admin/kill": Endpoint("/admin/kill", "admin", service.kill),
         "/admin/revive": Endpoint("/admin/revive", "admin", service.revive),

@@ -44,12 +44,11 @@ class Breaker:
         self._why = ""  # it is open; empty while it is closed
         self._leave = 1  # of the calls that are heard
         self._probing, self._passed, self._probe_at = False, 0, 0.0
-        self.killed = ""  # by whom and why, where it is
-        self._revived = ""
+        self._killed = self._revived = ""
 
     def allows(self) -> int | None:
         """A leave to call the model, to be handed back with how that went; None where the baseline must answer."""
-        if self.killed or (self._why and self._clock() < self._probe_at):
+        if self._killed or (self._why and self._clock() < self._probe_at):
             return None
         if self._why:
             if self._probing:  # a probe that tells nothing for so long has failed
@@ -87,17 +86,17 @@ class Breaker:
 
     def kill(self, because: str, by: str) -> None:
         """Let the baseline answer until it is revived, whatever happens."""
-        self.killed = f"switched off by {by}: {because}"
+        self._killed = f"switched off by {by}: {because}"
 
     def revive(self, by: str) -> None:
         """Undo a kill: what it was before, it is again."""
-        self.killed, self._revived = "", f", switched on again by {by}"
+        self._killed, self._revived = "", f", switched on again by {by}"
 
     @property
     def state(self) -> State:
         """What it is now."""
-        if self.killed or not self._why:
-            return "killed" if self.killed else "closed"
+        if self._killed or not self._why:
+            return "killed" if self._killed else "closed"
         return "half_open" if self._probing or self._clock() >= self._probe_at else "open"
 
     @property
@@ -106,7 +105,7 @@ class Breaker:
         next_in_s = self._probe_at - self._clock()
         details: dict[State, str] = {
             "closed": f"the model answers{self._revived}",
-            "killed": f"the baseline answers: the model was {self.killed}",
+            "killed": f"the baseline answers: the model was {self._killed}",
             "open": f"the baseline answers: {self._why}; it is tried again in {next_in_s:.0f} s",
             "half_open": f"the baseline answers: {self._why}; {self._passed} of {_PROBES} new tries went well",
         }

@@ -117,7 +117,7 @@ class Live:
             raise
         if reason is None:
             self.breaker.succeeded(leave)
-        elif alone or reason == "slow":
+        elif alone or reason == "slow" or self.breaker.state != "closed":
             self.breaker.failed(leave, reason)
             self._desk.metrics.model_failed(reason)
         else:

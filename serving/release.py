@@ -108,26 +108,36 @@ def load(settings: Settings, features: Features) -> Release:
     """The bundle of the settings, to be scored with `features`; InputError says why it may not be served."""
     try:
         return _load(settings, features)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"{settings.model_dir}: expected what training writes, found {found}; {_AGAIN}") from error
 
 
 def keep(release: Release, folder: Path) -> None:
-    """Copy the release to `folder`, in place of the one before, as what to serve where a later one is refused."""
+    """Copy the release to `folder`, in place of the one before, as what to serve where a later one is refused. OSError
+    where that cannot be; then the one before stays, and no piece of this one."""
     kept, new = folder / release.hash, folder / f".{release.hash}"
     if not kept.exists():
         shutil.rmtree(new, ignore_errors=True)
-        shutil.copytree(release.folder, new / "bundle")
-        for name in BESIDE:
-            if (told := release.folder.resolve().parent / name).exists():
-                (new / name).parent.mkdir(exist_ok=True)
-                shutil.copy(told, new / name)
-        new.rename(kept)
+        try:
+            _copy(release, new)
+            new.rename(kept)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     kept.touch()  # the newest is the last that was good
     for other in folder.iterdir():
         if other != kept:
             shutil.rmtree(other)
+
+
+def _copy(release: Release, new: Path) -> None:
+    shutil.copytree(release.folder, new / "bundle")
+    if files_hash(folder_files(new / "bundle")) != release.hash:
+        raise OSError(f"{release.folder} is another bundle than the one that was loaded from it")
+    for name in BESIDE:
+        if (told := release.folder.resolve().parent / name).exists():
+            (new / name).parent.mkdir(exist_ok=True)
+            shutil.copy(told, new / name)
 
 
 def load_kept(settings: Settings, features: Features, folder: Path) -> Release | None:
@@ -156,6 +166,9 @@ def _load(settings: Settings, features: Features) -> Release:
     inputs = Inputs(contract["inputs"])
     records = [dict(zip(golden["rows"], row, strict=True)) for row in zip(*golden["rows"].values(), strict=False)]
     _check_golden(folder, golden, records, inputs, scorer)
+    fallback = Fallback(folder / "baseline.json", scorer)
+    if files_hash(folder_files(folder)) != digest:  # else this were a mix of two
+        raise InputError(f"{folder}: expected a bundle that stays as it is while it is read, it changed; load it again")
     return Release(
         name=project()["name"],
         version=settings.model_version or digest[:12],
@@ -167,7 +180,7 @@ def _load(settings: Settings, features: Features) -> Release:
         verdict=verdict,
         inspected=inspected,
         example=records[0],
-        fallback=Fallback(folder / "baseline.json", scorer),
+        fallback=fallback,
         folder=folder,
     )
 

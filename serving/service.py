@@ -42,20 +42,20 @@ class Service:
         self.journal = Journal(settings.data_dir / "log", PREDICTIONS)
         self.outcomes = Journal(settings.data_dir / "log", FEEDBACK)
         self._desk = Desk(settings, self.metrics, log, self.journal)
-        self._compared = ChallengerMetrics(self.metrics.registry)
+        self._compared = ChallengerMetrics(self.metrics.registry, spread=_spread(release))
         self.killed: tuple[str, str] | None = ("SERVING_KILLED is set", "the settings") if settings.killed else None
         self.challenger = self._challenger()
         self.live = self._live(release)
         self._reloading = asyncio.Lock()
         self._tell_state()
 
-    def handler(self, form: str) -> Callable[[Call], Coroutine[Any, Any, tuple[Answer, int]]]:
+    def handler(self, form: str, *, canary: bool = True) -> Callable[[Call], Coroutine[Any, Any, tuple[Answer, int]]]:
         """What answers a request in that form, with the number of rows scored; raises Problem or RowError."""
 
         async def handle(call: Call) -> tuple[Answer, int]:
             live = self.live  # stays this request's, whatever is loaded meanwhile
             protocols.check_media_type(live.forms[form], call.headers)
-            if self.challenger and not self.killed and self._in_canary(call):
+            if canary and self.challenger and not self.killed and self._in_canary(call):
                 asked = self.challenger.forms[form].read(call)
                 scored = await self.challenger.score(Request(call.id, asked))
                 if scored:
@@ -87,12 +87,12 @@ class Service:
                 self.log.line("bundle refused", "error", reason=str(error))
                 raise Problem(409, f"{error}; {self.live.release.hash[:12]} is served as before") from None
             former, self.live, self.refused = self.live, live, None
-        self.metrics.serves(release)
-        self.metrics.reloads.labels("done").inc()
-        self.log.line("reloaded", model=release.hash, before=former.release.hash, by=call.holder)
-        if former.shadow:
-            await asyncio.to_thread(former.shadow.stop)
-        await asyncio.to_thread(self.keep)
+            self.metrics.serves(release)
+            self.metrics.reloads.labels("done").inc()
+            self.log.line("reloaded", model=release.hash, before=former.release.hash, by=call.holder)
+            if former.shadow:
+                await asyncio.to_thread(former.shadow.stop)
+            await asyncio.to_thread(self.keep)
         return Answer(200, msgspec.json.encode({"model": release.hash, "before": former.release.hash})), 0
 
     async def reload_by_signal(self) -> None:
@@ -187,6 +187,10 @@ class Service:
 
     def _challenger(self) -> Live | None:
         if self.settings.challenger_dir is None:
+            if self.settings.challenger_share:
+                raise InputError(
+                    "SERVING_CHALLENGER_SHARE: expected SERVING_CHALLENGER_DIR too, the bundle that answers it"
+                )
             return None
         changed = {"model_dir": self.settings.challenger_dir, "model_hash": None, "model_version": None}
         release = load(self.settings.model_copy(update=changed), self._features)
@@ -209,6 +213,14 @@ class Service:
         tell(f"serving_{name}_waiting", "Entries that wait to be written", lambda: journal.waiting)
         tell(f"serving_{name}_failing", "1 where entries cannot be written", lambda: bool(journal.failing))
         self.metrics.tell_count(f"serving_{name}_dropped", "Entries that had no room", lambda: journal.dropped)
+
+
+def _spread(release: Release) -> float:
+    """How far scores lie apart."""
+    edges = (
+        release.reference["scores"].get("score", {}).get("edges") if release.contract["task"] == "regression" else None
+    )
+    return (edges[-1] - edges[0] or 1) if edges else 1
 
 
 def _access(settings: Settings) -> Access:

@@ -172,6 +172,22 @@ def test_a_challenger_that_answers_another_question_ends_the_start(made: Made, b
         Service(bundle, SERVING_CHALLENGER_DIR=str(made("regression-onnx").folder))
 
 
+def test_who_asks_for_a_version_gets_that_one(bundle: Bundle, tmp_path: Path) -> None:
+    second = other(bundle, tmp_path / "second")
+    service = Service(bundle, SERVING_CHALLENGER_DIR=str(second.folder), SERVING_CHALLENGER_SHARE="1")
+    row = bundle.rows(1)[0]
+    tensors = service.edge.service.live.tensors["inputs"]
+    body = {"inputs": [tensor | {"shape": [1], "data": [row[tensor["name"]]]} for tensor in tensors]}
+    model = f"/v2/models/{service.release.name}"
+    for path, version in ((model, second), (f"{model}/versions/{bundle.hash[:12]}", bundle)):
+        assert service.post(f"{path}/infer", json=body).json()["model_version"] == version.hash[:12]
+
+
+def test_a_share_without_a_challenger_ends_the_start(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="SERVING_CHALLENGER_DIR"):
+        Service(bundle, SERVING_CHALLENGER_SHARE="0.5")
+
+
 def test_a_hand_that_reloads_without_anything_new_changes_nothing(bundle: Bundle) -> None:
     service = Service(bundle)
     assert reload(service) == 200

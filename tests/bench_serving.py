@@ -1,157 +1,263 @@
-"""What the service costs beside its rivals, as ratios measured in turn: `make bench-serving` prints the table of
-docs/benchmarks.md. It needs wrk."""
+"""What the service costs beside its rivals: `make bench-serving` measures them in turn and prints what
+docs/benchmarks.md shows. It needs wrk. ROUNDS and SECONDS (of a window) shorten a run, ONLY=mlflow,hello narrows it."""
 
 import json
+import math
 import os
+import random
 import re
-import socket
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.request import Request, urlopen
+from typing import NamedTuple
 
-import joblib
 import psutil
-from sklearn.compose import ColumnTransformer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OrdinalEncoder
 
-from pipeline.prepared import feature_spec, features_of, read_prepared
-from problem.models import CANDIDATES
-from problem.schema import CONTRACT
 from tests.clones import ROOT
+from tests.rivals.running import Running, ask, binaries, running, say, tree
+from tests.rivals.servers import Rows, Server, servers
+from tests.rivals.trained import save, trained
 
-ROUNDS, SECONDS, CLIENTS = 5, 3, 16
-HERE = str(ROOT / ".venv/bin/python")
-THERE = str(ROOT / "serving/.venv/bin/python")
-UVICORN = ("-m", "uvicorn", "--no-access-log", "--log-level", "warning", "--port", "{port}")
-
-
-class Server(NamedTuple):
-    """A rival: how it is started, and what it is asked."""
-
-    command: tuple[str, ...]
-    path: str
-    body: Any
-    environment: dict[str, str]
+ROUNDS, SECONDS = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("SECONDS", "3"))
+CLIENTS, BATCH, SEED = 16, 1000, 5
+TOLERANCE = 1e-6  # between a server's scores and those of golden.json
+WRK = ("wrk", "-t1", "--latency", "--timeout", "30s")
+OURS, HELLO = "service", "hello"
+GOALS = {  # the service's answers a second over the rival's, at least; its median alone over the rival's, at most
+    "mlflow": (100, 1 / 60),
+    "mlserver": (80, 1 / 60),
+    "mlserver-batching": None,
+    "bentoml": (60, 1 / 50),
+    "bentoml-batching": (20, 1 / 50),
+    "tutorial": (60, 1 / 30),
+    HELLO: (1, 1.5),
+}
+ROWS_TIMES, COLD_TIMES, MEMORY_MB, P99_MS = 3, 0.4, 150, 1
+SHOWN = "mlflow mlserver mlserver-sklearn bentoml fastapi starlette uvicorn uvloop httptools pydantic msgspec".split()
+SHOWN += "onnxruntime numpy pandas scikit-learn".split()
 
 
 class Load(NamedTuple):
-    """What a server did under load: answers a second, and the processor time of one."""
+    """What a server did under load; the processor time is that of one answer."""
 
     per_second: float
+    median_ms: float
+    p99_ms: float
     cpu_us: float
 
 
-def servers(pipeline: Path) -> dict[str, Server]:
-    """The service and its rivals, each in the form that serves it best."""
-    golden = json.loads((ROOT / "bundle/golden.json").read_text())
-    row = {name: values[0] for name, values in golden["rows"].items()}
-    fast = ("--loop", "uvloop", "--http", "httptools")
-    path = f"{ROOT}/src:{ROOT}"
-    return {
-        "service": Server((THERE, "-m", "serving"), "/predict", {"rows": [row]}, {"SERVING_INSPECTED": "0"}),
-        "hello": Server((THERE, *UVICORN, *fast, "tests.rivals.hello:app"), "/", None, {}),
-        "tutorial": Server(
-            (HERE, *UVICORN, "tests.rivals.tutorial:app"),
-            "/predict",
-            row,
-            {"PIPELINE": str(pipeline), "PYTHONPATH": path},
-        ),
-    }
+class Turn(NamedTuple):
+    """What a server did in one turn: busy with `CLIENTS`, alone with one, and with batches of `BATCH` rows."""
+
+    per_second: float
+    median_ms: float  # this and the next alone
+    p99_ms: float
+    cpu_us: float
+    rows_per_second: float
+    memory_mb: float
+    cold_s: float
 
 
-def tutorial_pipeline() -> Any:
-    """The model of the bundle as a tutorial would have trained it: one scikit-learn pipeline on a DataFrame."""
-    rows = read_prepared(ROOT / "prepared/train.parquet")
-    frame, best = features_of(rows), json.loads((ROOT / "tuning/best.json").read_text())
-    spec = sorted(feature_spec(frame), key=lambda feature: feature.categories is None)  # as the transformer orders them
-    names = [feature.name for feature in spec if feature.categories is not None]
-    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=float("nan"))
-    columns = ColumnTransformer([("categories", encoder, names)], remainder="passthrough")
-    estimator = CANDIDATES[best["candidate"]].build(best["params"], spec, CONTRACT.task, 0)
-    return make_pipeline(columns, estimator).fit(frame, rows[CONTRACT.target.name])
+COLUMNS = (
+    "answers a second",
+    "median alone, ms",
+    "99th percentile alone, ms",
+    "processor time, µs",
+    f"rows a second, {BATCH:,} a request",
+    "memory, MB",
+    "start to first answer, s",
+)
+
+Rounds = list[dict[str, Turn]]
+Show = Callable[[float], str]
 
 
-@contextmanager
-def running(server: Server) -> Iterator[tuple[str, psutil.Process]]:
-    """A server that answers, and its process."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [part.format(port=port) for part in server.command]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    environment = {**os.environ, **threads, "SERVING_PORT": str(port), **server.environment}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        _await(f"http://127.0.0.1:{port}{server.path}", server.body, process)
-        yield f"http://127.0.0.1:{port}{server.path}", psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
+def check(name: str, server: Server, url: str, rows: Rows, expected: list[float]) -> None:
+    """End where a server's scores are not those that the bundle was shipped with."""
+    for count in (1, len(rows)) if server.body else ():
+        scores = server.scores(ask(server, url, rows[:count]))
+        gaps = [abs(score - right) for score, right in zip(scores, expected[:count], strict=True)]
+        if not max(gaps) <= TOLERANCE:
+            sys.exit(f"{name}: expected the scores of golden.json within {TOLERANCE}, got one off by {max(gaps)}")
 
 
-def _await(url: str, body: Any, process: "subprocess.Popen[bytes]") -> None:
-    data = None if body is None else json.dumps(body).encode()
-    for _ in range(600):
-        if process.poll() is not None:
-            sys.exit(f"expected {url} to be served, the server ended with {process.returncode}")
-        try:
-            urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=5).close()  # noqa: S310 - local
-            return
-        except OSError as error:
-            if hasattr(error, "code"):
-                sys.exit(f"expected {url} to answer, got {error}")
-            time.sleep(0.1)
-    sys.exit(f"expected {url} to answer within a minute")
-
-
-def loaded(url: str, process: psutil.Process, body: Any, folder: Path) -> Load:
-    """Ask one server as fast as it answers, with as many clients as `CLIENTS`."""
+def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path, seconds: int = SECONDS) -> Load:
+    """Ask a server as fast as it answers."""
     script = folder / "ask.lua"
-    said = "" if body is None else f"wrk.method, wrk.body = 'POST', [==[{json.dumps(body)}]==]\n"
-    script.write_text(said + "wrk.headers['Content-Type'] = 'application/json'\n")
-    before = process.cpu_times()
-    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{SECONDS}s", "-s", str(script), url]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    after = process.cpu_times()
-    if "Non-2xx" in told:
-        sys.exit(f"{url} refused requests:\n{told}")
-    answered = int(re.findall(r"(\d+) requests in", told)[0])
-    cpu = after.user + after.system - before.user - before.system
-    return Load(float(re.findall(r"Requests/sec:\s+([\d.]+)", told)[0]), 1e6 * cpu / answered)
+    headers = {"Content-Type": "application/json", **server.headers}
+    lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
+    if server.body:
+        lines.append(f"wrk.method, wrk.body = 'POST', [==[{json.dumps(server.body(rows))}]==]")
+    script.write_text("\n".join(lines))
+    before = _cpu_s(up.process)
+    done = subprocess.run(
+        [*WRK, f"-c{clients}", f"-d{seconds}s", "-s", str(script), up.url], check=False, capture_output=True, text=True
+    )
+    cpu_s = _cpu_s(up.process) - before
+    answered = int((re.findall(r"(\d+) requests in", done.stdout) or ["0"])[0])
+    if done.returncode or not answered or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+        sys.exit(f"{done.stdout}{done.stderr}\nexpected every request to {server.command} to be answered with 200")
+    per_second = float(re.findall(r"Requests/sec:\s+([\d.]+)", done.stdout)[0])
+    return Load(per_second, _percentile(50, done.stdout), _percentile(99, done.stdout), 1e6 * cpu_s / answered)
+
+
+def turn(name: str, server: Server, rows: Rows, scores: list[float], folder: Path) -> Turn:
+    """Start a server, check what it answers, measure it, stop it."""
+    with running(server, rows[:1], folder) as up:
+        check(name, server, up.url, rows, scores)
+        load(server, up, rows[:1], 1, folder, seconds=1)  # warms it
+        alone = load(server, up, rows[:1], 1, folder)
+        batches = load(server, up, rows, 1, folder).per_second if server.body else float("nan")
+        busy = load(server, up, rows[:1], CLIENTS, folder)  # last, because what it leaves undone would delay others
+        memory = sum(process.memory_info().rss for process in tree(up.process)) / 1e6
+        return Turn(busy.per_second, alone.median_ms, alone.p99_ms, busy.cpu_us, BATCH * batches, memory, up.cold_s)
+
+
+def order(names: list[str], chance: random.Random) -> list[str]:
+    """A round's order: by chance, but with the service beside hello world, where a few hundredths decide."""
+    pair = [name for name in names if name in (OURS, HELLO)]
+    groups = [pair, *([name] for name in names if name not in pair)]
+    chance.shuffle(pair)
+    chance.shuffle(groups)
+    return [name for group in groups for name in group]
 
 
 def main() -> None:
-    """Measure in turn, and print a table."""
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    """Measure in rounds, and print."""
+    if shutil.which("wrk") is None:
+        sys.exit("expected wrk, which asks the servers; on Debian or Ubuntu: apt install wrk")
+    if not (ROOT / "bundle/golden.json").exists():
+        sys.exit("expected a bundle in bundle/, found none; run `make repro`")
+    golden = json.loads((ROOT / "bundle/golden.json").read_text())
+    inputs = json.loads((ROOT / "bundle/contract.json").read_text())["inputs"]
+    shipped = [dict(zip(golden["rows"], values, strict=True)) for values in zip(*golden["rows"].values(), strict=True)]
+    rows = [shipped[i % len(shipped)] for i in range(BATCH)]
+    scores = [golden["scores"][i % len(shipped)][0] for i in range(BATCH)]
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / ".cache") as scratch:
         folder = Path(scratch)
-        joblib.dump(tutorial_pipeline(), folder / "pipeline.joblib")
-        known = servers(folder / "pipeline.joblib")
-        up = {name: stack.enter_context(running(server)) for name, server in known.items()}
-        rounds = [{name: loaded(*up[name], known[name].body, folder) for name in known} for _ in range(ROUNDS)]
-    goals = {"hello": "at least half", "tutorial": "at least 40 times"}
-    out = [f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}, {CLIENTS} clients, one row a request\n"]
-    out += ["| the service over | answers a second | processor time of an answer | goal |", "| --- | --- | --- | --- |"]
-    for name, goal in goals.items():
-        ratios = [each["service"].per_second / each[name].per_second for each in rounds]
-        cheaper = [each[name].cpu_us / each["service"].cpu_us for each in rounds]
-        ours, theirs = (statistics.median(each[n].per_second for each in rounds) for n in ("service", name))
-        least = statistics.median(each["service"].cpu_us for each in rounds)
+        known = servers(folder, inputs)
+        only = os.environ.get("ONLY", ",".join(GOALS)).split(",")
+        if unknown := set(only) - set(GOALS):
+            sys.exit(f"ONLY: expected some of {', '.join(GOALS)}, got {', '.join(unknown)}")
+        known = {name: known[name] for name in (OURS, *GOALS) if name in (OURS, *only)}
+        for server in known.values():
+            binaries(server)
+        save(trained({column["name"]: column["kind"] for column in inputs}), folder)
+        chance = random.Random(SEED)  # noqa: S311 - an order, and no secret
+        rounds = []
+        for number in range(ROUNDS):
+            turns = {}
+            for name in order(list(known), chance):
+                say(f"round {number + 1} of {ROUNDS}: {name}")
+                turns[name] = turn(name, known[name], rows, scores, folder)
+            rounds.append(turns)
+        lines = [*against(rounds), "", *by_itself(rounds), "", *figures(rounds), "", *conditions(known, folder)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def against(rounds: Rounds) -> list[str]:
+    """The service over each rival, round by round."""
+    out = [f"| the service over | answers a second, {CLIENTS} clients | goal | median alone | goal | processor time |"]
+    out.append("| --- | --- | --- | --- | --- | --- |")
+    for name in [name for name in GOALS if name in rounds[0]]:
+        pairs = [zip(turns[OURS], turns[name], strict=True) for turns in rounds]
+        ratios = [Turn(*(ours / theirs for ours, theirs in pair)) for pair in pairs]
+        faster, sooner, _, cheaper, *_ = ([*values] for values in zip(*ratios, strict=True))
+        least, most = GOALS[name] or (None, None)
         out.append(
-            f"| {name} | {_spread(ratios)} times ({ours:,.0f} over {theirs:,.0f}) "
-            f"| {_spread(cheaper)} times less ({least:.0f} µs) | {goal} |"
+            f"| {name} | {_spread(faster)} times | {_goal(faster, least=least)} "
+            f"| {_spread(sooner, _share)} | {_goal(sooner, _share, most=most)} | {_spread(cheaper, _share)} |"
         )
-    sys.stdout.write("\n".join(out) + "\n")
+    return out
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def by_itself(rounds: Rounds) -> list[str]:
+    """The service's other goals; hello world, which has no model, is no rival there."""
+    ours = [turns[OURS] for turns in rounds]
+    models = [[turn for name, turn in turns.items() if name not in (OURS, HELLO)] for turns in rounds]
+    out = ["| the service | measured | goal |", "| --- | --- | --- |"]
+    if all(models):
+        both = list(zip(ours, models, strict=True))
+        rows = [turn.rows_per_second / max(other.rows_per_second for other in others) for turn, others in both]
+        cold = [turn.cold_s / min(other.cold_s for other in others) for turn, others in both]
+        out.append(f"| {COLUMNS[4]}, over the best rival's | {_spread(rows)} times | {_goal(rows, least=ROWS_TIMES)} |")
+        out.append(
+            f"| start to first answer, over the best rival's | {_spread(cold)} | {_goal(cold, most=COLD_TIMES)} |"
+        )
+    memory, p99 = [turn.memory_mb for turn in ours], [turn.p99_ms for turn in ours]
+    out.append(f"| {COLUMNS[5]} | {_spread(memory)} | {_goal(memory, most=MEMORY_MB)} |")
+    out.append(f"| {COLUMNS[2]} | {_spread(p99)} | {_goal(p99, most=P99_MS)} |")
+    return out
+
+
+def figures(rounds: Rounds) -> list[str]:
+    """What each server did, in medians of the rounds."""
+    out = [f"| server | {' | '.join(COLUMNS)} |", f"| --- |{' --- |' * len(COLUMNS)}"]
+    for name in [name for name in (OURS, *GOALS) if name in rounds[0]]:
+        columns = zip(*(turns[name] for turns in rounds), strict=True)
+        out.append(f"| {name} | {' | '.join(_number(statistics.median(values)) for values in columns)} |")
+    return out
+
+
+def conditions(known: dict[str, Server], folder: Path) -> list[str]:
+    """Where, how and with what it was measured."""
+    wrk = subprocess.run(["wrk", "-v"], check=False, capture_output=True, text=True).stdout.split(" [")[0]
+    ask = f"`{' '.join(WRK)} -c{CLIENTS} -d{SECONDS}s -s ask.lua URL`"
+    out = [
+        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {wrk}. {ROUNDS} rounds in shuffled order (seed "
+        f"{SEED}), in which every server is started, checked, measured and stopped in turn: all give the scores of "
+        f"golden.json within {TOLERANCE}. Medians, with the least and the most of the rounds; a ratio is of one round.",
+        f"{ask}, one row a request; with -c1 for a client alone and for batches. Processor time is that of one answer "
+        f"at {CLIENTS} clients, memory the resident set after them, both of all processes.",
+        "",
+    ]
+    for name, server in known.items():
+        own = [f"{variable}={value}" for variable, value in server.environment.items()]
+        command = " ".join([*own, server.command]).replace(str(folder), "SCRATCH").replace("{bin}/", "")
+        out.append(f"- {name}: `{command}`, {server.path}; {_versions(server)}")
+    return out
+
+
+def _versions(server: Server) -> str:
+    uv = [sys.executable, "-m", "uv", "pip", "freeze", "--quiet", "--python", str(binaries(server) / "python")]
+    frozen = subprocess.run(uv, check=True, capture_output=True, text=True).stdout.splitlines()
+    return ", ".join(line.replace("==", " ") for line in frozen if line.partition("==")[0] in SHOWN)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return _number(value) if value > 0.2 else f"1/{1 / value:.0f}"
+
+
+def _spread(values: list[float], show: Show = _number) -> str:
+    return f"{show(statistics.median(values))} ({show(min(values))} to {show(max(values))})"
+
+
+def _goal(values: list[float], show: Show = _number, *, least: float | None = None, most: float | None = None) -> str:
+    median = statistics.median(values)
+    if least is not None:
+        return f"at least {show(least)}: {'met' if median >= least else '**not met**'}"
+    if most is not None:
+        return f"at most {show(most)}: {'met' if median <= most else '**not met**'}"
+    return "none"
+
+
+def _percentile(which: int, told: str) -> float:
+    value, unit = re.findall(rf"^\s+{which}%\s+([\d.]+)(us|ms|s)\b", told, re.MULTILINE)[0]
+    return float(value) * {"us": 1e-3, "ms": 1, "s": 1e3}[unit]
+
+
+def _cpu_s(process: psutil.Popen) -> float:
+    times = [each.cpu_times() for each in tree(process)]
+    return sum(spent.user + spent.system for spent in times)
 
 
 if __name__ == "__main__":

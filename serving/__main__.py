@@ -4,6 +4,7 @@ start it otherwise."""
 import gc
 import os
 import signal
+import socket
 import sys
 
 import uvicorn
@@ -15,7 +16,7 @@ from serving.app import create_app
 from serving.connection import Limits, limited
 from serving.release import load
 from serving.service import Service
-from serving.settings import read_settings
+from serving.settings import Settings, read_settings
 from serving.telemetry import Log, log_of_libraries
 
 _CLIENTS_A_TURN = 16
@@ -30,6 +31,7 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
             sys.stdout.write(f"{settings.model_dir}: {load(settings, features).hash} may be served\n")
             return
         app = create_app(settings, features, log)
+        listening = _bind(settings)
     except InputError as error:
         sys.exit(f"serving: {error}")
     log_of_libraries(log)
@@ -40,8 +42,6 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
     gc.freeze()  # the collector need not look again at what stays
     refused = app.service.metrics.refused
     limits = Limits(settings.read_timeout_s, settings.write_timeout_s, settings.max_connections, refused)
-    # uvicorn raises the signal that stopped it once more: this lets the process end in order.
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
     try:
         config = uvicorn.Config(
             app,
@@ -56,13 +56,24 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.shutdown_s,
         )
-        listening = config.bind_socket()
+        server = uvicorn.Server(config)
+        for stop in (signal.SIGINT, signal.SIGTERM):  # that come before uvicorn listens, or that it raises once more
+            signal.signal(stop, server.handle_exit)
         # uvloop takes one client of each socket in a turn, and turns are long under load: new clients would wait long.
-        uvicorn.Server(config).run([listening, *(listening.dup() for _ in range(_CLIENTS_A_TURN - 1))])
+        server.run([listening, *(listening.dup() for _ in range(_CLIENTS_A_TURN - 1))])
     finally:
         app.close()
         log.stop()
     os._exit(0)  # Python would wait for the thread of a model that hangs
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        address = f"SERVING_HOST={settings.host} SERVING_PORT={settings.port}"
+        raise InputError(f"{address}: expected an address that is free, got '{error.strerror}'; name another") from None
 
 
 def _tell(log: Log, service: Service) -> None:

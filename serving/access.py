@@ -117,7 +117,7 @@ class Access:
                 self._stamp = stamp
         except OSError as error:
             raise InputError(f"{path}: expected a file of keys, got '{error.strerror}'; {_MAKE}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: expected TOML, got '{error}'; {_MAKE}") from None
 
 

@@ -17,6 +17,7 @@ from serving.settings import Settings
 Handler = Callable[[Call], Coroutine[Any, Any, tuple[Answer, int]]]
 
 _DIGITS = 18  # of a length that is worth reading
+CLIENT_LEFT = 499  # what nginx logs then; nobody receives it
 _HELD = 65_536  # bytes that uvicorn may hold of any connection
 _LATE = "the body is late"
 _CLOSE = (b"connection", b"close")
@@ -34,6 +35,7 @@ class Endpoint(NamedTuple):
     route: str
     scope: Scope | None
     handle: Handler
+    max_bytes: int | None = None  # where it takes less than others
 
 
 class Admission:
@@ -50,17 +52,20 @@ class Admission:
         """What the endpoint answers; Problem where the request is not let in, ClientLeft where its body ends early."""
         if endpoint.scope is not None:
             call.holder = self.access.check(call.headers, endpoint.scope)
-        size = max(0, self._size(call.headers) - _HELD)
+        most = endpoint.max_bytes or self._max_bytes
+        size = max(0, _size(call.headers, most) - _HELD)
         self._check(full=self.bytes_taken > 0 and self.bytes_taken + size > self._most_bytes)
         self.bytes_taken += size
         try:
-            call.body = await self._read(receive)
+            call.body = await self._read(receive, most)
             self._check()  # once more: whoever is slow with a body has kept nobody else out meanwhile
             self.taken += 1
             try:
                 return await endpoint.handle(call)
             finally:
                 self.taken -= 1
+        except asyncio.CancelledError:  # the service stops, and has waited long enough
+            raise Problem(503, "the service has stopped; ask again", headers=(_RETRY,)) from None
         finally:
             self.bytes_taken -= size
 
@@ -68,19 +73,12 @@ class Admission:
         if full or self.taken >= self._most:
             raise Problem(503, "more requests are under way than the service takes; ask again", headers=(_RETRY,))
 
-    def _size(self, headers: Mapping[bytes, bytes]) -> int:
-        """The bytes that the body takes: as declared, or the most that it may have."""
-        declared = headers.get(b"content-length", b"%d" % self._max_bytes)
-        if not declared.isdigit() or len(declared) > _DIGITS or int(declared) > self._max_bytes:
-            raise self._too_long()
-        return int(declared)
-
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, receive: Receive, most: int) -> bytes:
         # What asyncio.timeout does, at a third of its cost to a request whose body is already there.
         reading = cast("asyncio.Task[Any]", asyncio.current_task())
         alarm = asyncio.get_running_loop().call_later(self._seconds, reading.cancel, _LATE)
         try:
-            return await self._all(receive)
+            return await _all(receive, most)
         except asyncio.CancelledError as error:
             if error.args != (_LATE,):
                 raise
@@ -89,20 +87,30 @@ class Admission:
         finally:
             alarm.cancel()
 
-    async def _all(self, receive: Receive) -> bytes:
-        body, more = b"", True
-        chunks = []
-        length = 0
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            body, more = message.get("body", b""), message.get("more_body", False)
-            length += len(body)
-            if length > self._max_bytes:
-                raise self._too_long()
-            chunks.append(body)
-        return body if len(chunks) == 1 else b"".join(chunks)
 
-    def _too_long(self) -> Problem:
-        return Problem(413, f"expected a body of at most {self._max_bytes} bytes", headers=(_CLOSE,))
+def _size(headers: Mapping[bytes, bytes], most: int) -> int:
+    """The bytes that the body takes: as declared, or the most that it may have."""
+    declared = headers.get(b"content-length", b"%d" % most)
+    if not declared.isdigit() or len(declared) > _DIGITS or int(declared) > most:
+        raise _too_long(most)
+    return int(declared)
+
+
+async def _all(receive: Receive, most: int) -> bytes:
+    body, more = b"", True
+    chunks = []
+    length = 0
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body, more = message.get("body", b""), message.get("more_body", False)
+        length += len(body)
+        if length > most:
+            raise _too_long(most)
+        chunks.append(body)
+    return body if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_long(most: int) -> Problem:
+    return Problem(413, f"expected a body of at most {most} bytes", headers=(_CLOSE,))

@@ -5,17 +5,19 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import lru_cache
+from time import monotonic
+from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from pipeline.scoring import Features
 from serving import openapi
-from serving.admission import Admission, Endpoint
+from serving.admission import CLIENT_LEFT, Admission, ClientLeft, Endpoint
 from serving.edge import Edge
 from serving.form import Form
 from serving.problems import Answer, Problem
@@ -25,6 +27,8 @@ from serving.rows import RowError
 from serving.service import Service
 from serving.settings import Settings, project
 from serving.telemetry import Log, make_tracing
+
+Made = TypeVar("Made")
 
 
 def create_app(settings: Settings, features: Features, log: Log) -> Edge:
@@ -41,12 +45,17 @@ def create_app(settings: Settings, features: Features, log: Log) -> Edge:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the edge does that, for every route
         lifespan=_looked_after(service),
     )
-    app.openapi = lambda: openapi.describe(app, service)  # type: ignore[method-assign]  # as FastAPI's manual has it
+
+    @lru_cache(1)  # it takes as long as a hundred predictions, and whoever comes may ask for it
+    def described(_bundle: str) -> dict[str, Any]:
+        return openapi.describe(app, service)
+
+    app.openapi = lambda: described(service.live.release.hash)  # type: ignore[method-assign]  # as FastAPI's manual has
     infer = Endpoint(INFER, "predict", service.handler("infer"))
     endpoints = {
         "/predict": Endpoint("/predict", "predict", service.handler("predict")),
         "/invocations": Endpoint("/invocations", "predict", service.handler("invocations")),
-        "/": Endpoint("/", None, Form(service).submit),
+        "/": Endpoint("/", None, Form(service).submit, max_bytes=65_536),
         "/feedback": Endpoint("/feedback", "feedback", service.feedback),
         INFER: infer,
         INFER_VERSION: Endpoint(INFER_VERSION, "predict", service.handler("infer", canary=False)),
@@ -83,20 +92,35 @@ def _looked_after(service: Service) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
+class Renewed(Generic[Made]):
+    """What takes a while to make, made again only once it is so many seconds old."""
+
+    def __init__(self, make: Callable[[], Made], seconds: float) -> None:
+        self._make, self._seconds = make, seconds
+        self._made: tuple[float, Made] | None = None
+
+    async def get(self) -> Made:
+        """What there is, or a new one."""
+        if self._made is None or monotonic() - self._made[0] > self._seconds:
+            self._made = monotonic(), await asyncio.to_thread(self._make)
+        return self._made[1]
+
+
 def _add_page(app: FastAPI, service: Service) -> None:
     form = Form(service)
+    shown, renewed = Renewed(form.page, 1), Renewed(form.figures, 1)
 
-    @app.get("/", tags=["page"])
+    @app.get("/", tags=["page"], response_class=HTMLResponse)
     async def show() -> Response:
         """What the model is and how it does, with a form that scores a row."""
-        return _response(await asyncio.to_thread(form.page))
+        return _response(await shown.get())
 
-    @app.get("/figures", tags=["page"])
+    @app.get("/figures", tags=["page"], response_class=HTMLResponse)
     async def figures() -> Response:
         """What the service does now."""
-        return _response(await asyncio.to_thread(form.figures))
+        return _response(await renewed.get())
 
-    @app.get("/card", tags=["page"])
+    @app.get("/card", tags=["page"], response_class=HTMLResponse)
     async def card() -> Response:
         """The model card."""
         return _response(await asyncio.to_thread(form.card))
@@ -117,7 +141,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         app.get(path, tags=["health"], name=path, summary=answer.__doc__)(answer)
         app.head(path, include_in_schema=False)(answer)
 
-    @app.get("/version", tags=["model"])
+    @app.get("/version", tags=["model"], response_class=PlainTextResponse)
     async def version() -> Response:
         """The model's version."""
         return Response(service.live.release.version, media_type="text/plain")
@@ -130,10 +154,12 @@ def _add_health(app: FastAPI, service: Service) -> None:
         verdict = {"verdict": release.verdict, "inspected": release.inspected, "airworthy": release.airworthy}
         return JSONResponse({**named, **verdict, "contract": release.contract, "lineage": release.lineage})
 
-    @app.get("/metrics", tags=["health"])
+    told = Renewed(lambda: generate_latest(service.metrics.registry), 0.1)
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Figures for Prometheus."""
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await told.get(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_v2(app: FastAPI, service: Service) -> None:
@@ -162,7 +188,10 @@ def _add_v2(app: FastAPI, service: Service) -> None:
 def _answering(endpoint: Endpoint, admission: Admission, service: Service) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         _asked_release(request, service)
-        answered, _rows = await admission.answer(endpoint, _call(request), request.receive)
+        try:
+            answered, _rows = await admission.answer(endpoint, _call(request), request.receive)
+        except ClientLeft:
+            return Response(status_code=CLIENT_LEFT)  # to nobody
         return _response(answered)
 
     return answer

@@ -1,21 +1,20 @@
 """A second bundle beside the one that serves: compared out of band, or answering a share. Change here to compare them
 otherwise."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
 
 from pipeline.errors import InputError
 from pipeline.scoring import TOLERANCE, Columns
 from serving.breaker import check_scores
 from serving.protocols import labels
+from serving.telemetry import Distribution
 
 Contract = Mapping[str, Any]
 
@@ -124,7 +123,11 @@ class ChallengerMetrics:
         self._failures = Counter("serving_challenger_failures", "Failed calls of the challenger", registry=registry)
         self._changed = Counter("serving_challenger_changed", "Decisions that differ", registry=registry)
         self._dropped = Counter("serving_shadow_dropped", "Rows that the shadow had no time for", registry=registry)
-        self._differences = Differences([edge * spread for edge in _DIFFERENCES])
+        self._differences = Distribution(
+            "serving_challenger_difference",
+            "How far the scores of champion and challenger lie apart; of several classes the farthest",
+            [edge * spread for edge in _DIFFERENCES],
+        )
         registry.register(self._differences)
 
     def compared(self, differences: np.ndarray, changed: int) -> None:
@@ -140,32 +143,3 @@ class ChallengerMetrics:
     def dropped(self, rows: int) -> None:
         """Count rows that were not compared."""
         self._dropped.inc(rows)
-
-
-class Differences(Collector):
-    """A histogram of differences that takes thousands at once, from any thread."""
-
-    def __init__(self, edges: Iterable[float]) -> None:
-        self._edges = [*edges, float("inf")]
-        self._counts = np.zeros(len(self._edges), dtype="int64")
-        self._sum = 0.0
-        self._lock = Lock()
-
-    def observe(self, differences: np.ndarray) -> None:
-        """Count differences of shape [n]."""
-        counts = np.bincount(np.searchsorted(self._edges, differences), minlength=len(self._edges))
-        with self._lock:
-            self._counts += counts
-            self._sum += float(differences.sum())
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        """What prometheus_client asks for."""
-        with self._lock:
-            counts, total = self._counts.cumsum().tolist(), self._sum
-        names = [*map(str, self._edges[:-1]), "+Inf"]
-        yield HistogramMetricFamily(
-            "serving_challenger_difference",
-            "How far the scores of champion and challenger lie apart; of several classes the farthest",
-            list(zip(names, counts, strict=True)),
-            total,
-        )

@@ -44,6 +44,7 @@ class Connection(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None  # runs from the first byte that is of no request under way
     _unread: asyncio.TimerHandle | None = None  # runs while the client has much to read
     _outside = 0  # bytes since the last that ended a request, or were of a body
+    _is_body = False  # whether some of those that have just come are
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """It may be silent for as long as between two requests."""
@@ -67,6 +68,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes have come: nothing remains to be done where they end a request."""
         self._unset_keepalive_if_required()
+        self._is_body = False
         try:
             self.parser.feed_data(data)
         except HttpParserError:
@@ -81,6 +83,11 @@ class Connection(HttpToolsProtocol):
         self._outside = 0
         if self._late is not None:
             self._stop_late()
+
+    def on_body(self, body: bytes) -> None:
+        """Bytes are of a body: kept, or skipped where its request is answered."""
+        self._is_body = True
+        super().on_body(body)
 
     def pause_writing(self) -> None:
         """The client has much to read."""
@@ -111,19 +118,12 @@ class Connection(HttpToolsProtocol):
             self._stop_late()
         elif self._late is None:
             self._late = self.loop.call_later(self.limits.read_timeout_s, self._is_late)
-        self._outside = 0 if self._is_body() else self._outside + length
+        self._outside = 0 if self._is_body else self._outside + length
         if self._outside > HEAD_MAX_BYTES:
             self._refuse(431, f"expected a head, or trailers, of at most {HEAD_MAX_BYTES} bytes")
 
     def _in_head(self) -> bool:
         return self.cycle is None or self.cycle.scope is not self.scope
-
-    def _is_body(self) -> bool:
-        if self._in_head():
-            return False
-        if self.cycle.response_started:  # nobody keeps the rest, but for trailers, which are only where it is chunked
-            return all(name != b"transfer-encoding" for name, _ in self.headers)
-        return bool(self.cycle.body)
 
     def _stop_late(self) -> None:
         if self._late is not None:

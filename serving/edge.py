@@ -5,7 +5,6 @@ The routes that score are answered here, before FastAPI's router: routing costs 
 stand in the FastAPI app too, which describes them and answers when it is asked without this wrapper.
 """
 
-import asyncio
 import itertools
 import os
 import re
@@ -15,15 +14,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission import Admission, ClientLeft, Endpoint
-from serving.problems import Answer, Problem
+from serving.admission import CLIENT_LEFT, Admission, ClientLeft, Endpoint
+from serving.problems import Answer
 from serving.protocols import Call
 from serving.service import Service
 from serving.telemetry import Span, Tracing
 
 _ID_MAX = 128
 _ID_FOREIGN = re.compile(rb"[^A-Za-z0-9._-]")
-_CLIENT_LEFT = 499  # what nginx logs then; nobody receives it
 # Answers are data, for whoever asked: no browser is to guess their type, keep them, or show them inside another page.
 _SECURITY = (
     (b"x-content-type-options", b"nosniff"),
@@ -71,7 +69,7 @@ class Edge:
         call = Call(self._ids.of(headers), headers)
         span = self._tracing.begin(scope["method"], scope["path"], headers)
         self._metrics.in_flight += 1
-        route, status, rows = "other", _CLIENT_LEFT, 0
+        route, status, rows = "other", CLIENT_LEFT, 0
         try:
             lane = self._lanes.get(scope["path"]) if scope["method"] == "POST" else None
             if lane is None:
@@ -102,8 +100,6 @@ class Edge:
             return await self._admission.answer(endpoint, call, receive)
         except ClientLeft:
             raise
-        except asyncio.CancelledError:  # the service stops, and has waited long enough
-            return self.service.refuse(Problem(503, "the service has stopped; ask again"), call), 0
         except Exception as error:
             return self.service.refuse(error, call), 0
 
@@ -122,8 +118,6 @@ class Edge:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except ClientLeft:
-            return _route(scope), _CLIENT_LEFT
         except Exception:  # FastAPI has had it answered, and raises it once more
             return _route(scope), 500
         return _route(scope), status
@@ -131,7 +125,7 @@ class Edge:
     def _access(self, call: Call, span: Span | None, **fields: Any) -> None:
         if span:
             fields["trace_id"] = span.trace_id
-        model = self.service.live.release.hash[:12]
+        model = call.model or self.service.live.release.hash[:12]
         self.service.log.line("request", request_id=call.id, model=model, holder=call.holder, **fields)
 
 

@@ -81,6 +81,7 @@ class Live:
         workers = 2 if self._onnx else 1  # onnxruntime works beside this thread, scikit-learn hardly
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix=self._source)
         self._free = asyncio.Semaphore(workers)
+        self._was_slow = False  # then it is called in a thread, so that others are answered meanwhile
         self._batcher = Batcher(self._answer)
         self._encode = msgspec.json.Encoder().encode
         self._warm_up()
@@ -128,7 +129,7 @@ class Live:
         """Scores that may be given to clients, and what was wrong with the call."""
         begun, budget_s = perf_counter(), self._desk.settings.model_budget_s
         try:
-            if self._onnx and rows <= INLINE_ROWS:
+            if self._onnx and rows <= INLINE_ROWS and not self._was_slow:
                 scores = self.release.scorer.score(columns)
             else:
                 async with self._free:  # waiting for others is no fault of the model
@@ -137,13 +138,15 @@ class Live:
                     work = loop.run_in_executor(self._threads, self.release.scorer.score, columns)
                     scores = await asyncio.wait_for(work, budget_s)
         except TimeoutError:
+            self._was_slow = True
             return None, "slow"
         except Exception as error:
             self._desk.log.line("model failed", "error", model=self.release.hash[:12], **failed(error))
             return None, "raised"
+        self._was_slow = perf_counter() - begun > budget_s
         if reason := check_scores(scores, self.release.contract):
             return None, reason
-        return scores, "slow" if perf_counter() - begun > budget_s else None
+        return scores, "slow" if self._was_slow else None
 
     def _told(
         self, requests: Sequence[Request], columns: Columns, scores: np.ndarray, source: Source

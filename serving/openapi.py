@@ -12,6 +12,7 @@ from serving.protocols import INFER, INFER_VERSION, Invocations, Prediction
 from serving.service import Because, Service
 
 _REF = "#/components/schemas/"
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF + "ProblemDocument"}}}
 
 
 def describe(app: FastAPI, service: Service) -> dict[str, Any]:
@@ -26,6 +27,8 @@ def describe(app: FastAPI, service: Service) -> dict[str, Any]:
     for path, described in _operations(service, feedback.__name__).items():
         page["paths"][path]["post"].update(described)
     for path, operations in page["paths"].items():
+        for operation in operations.values():
+            operation["responses"].setdefault("default", {"description": "What went wrong", "content": _PROBLEM})
         if named := re.findall(r"{(\w+)}", path):
             operations["parameters"] = [_path_parameter(name, getattr(release, name)) for name in named]
     if service.settings.keys_file:
@@ -51,6 +54,13 @@ def _operations(service: Service, feedback: str) -> dict[str, dict[str, Any]]:
     told = {"description": "The tensors " + " and ".join(t["name"] for t in tensors["outputs"])}
     infer = _operation("Open Inference Protocol, with binary tensors", asked | binary, told)
     kept = {"description": "They are kept"}
+    html = {"text/html": {"schema": {"type": "string"}}}
+    shown = {"200": {"description": "The page, with the score", "content": html}}
+    shown["default"] = {
+        "description": "What went wrong; of what was filled in, on the page",
+        "content": html | _PROBLEM,
+    }
+    filled = {"content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}}
     return {
         "/predict": _operation("Rows in, scores and labels out", rows, scores),
         "/invocations": _operation(
@@ -58,6 +68,7 @@ def _operations(service: Service, feedback: str) -> dict[str, dict[str, Any]]:
         ),
         INFER: infer,
         INFER_VERSION: infer,
+        "/": {"summary": "The page's form, filled in", "requestBody": filled, "responses": shown},
         "/feedback": _operation("True outcomes of earlier predictions", _content(_ref(feedback)), kept),
         "/admin/kill": _operation("Let the baseline answer", _content(_ref("Because")), {"description": "It does"}),
     }
@@ -91,8 +102,7 @@ def _problems() -> dict[str, Any]:
         "500": "The service failed",
         "503": "More requests are under way than the service takes; ask again",
     }
-    content = {"application/problem+json": {"schema": {"$ref": _REF + "ProblemDocument"}}}
-    return {status: {"description": description, "content": content} for status, description in said.items()}
+    return {status: {"description": description, "content": _PROBLEM} for status, description in said.items()}
 
 
 def _with_integers(schema: Any) -> Any:

@@ -3,6 +3,7 @@
 `/predict` is this service's own, `/invocations` what `mlflow models serve` takes; `serving.v2` has the third.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
@@ -20,16 +21,19 @@ INFER, INFER_VERSION = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{v
 Source = Literal["model", "challenger", "baseline"]
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
+_JSON_TYPES = {"`str`": "`string`", "`int`": "`integer`", "`float`": "`number`", "`bool`": "`boolean`"}
+_PYTHON = re.compile("|".join(_JSON_TYPES))
 
 
 @dataclass(slots=True)
 class Call:
-    """A request, as far as an answer depends on it; `holder` is whose key it came with."""
+    """A request, as far as an answer depends on it; `holder` is whose key it came with, `model` what scored it."""
 
     id: str
     headers: dict[bytes, bytes]
     body: bytes = b""
     holder: str = ""
+    model: str = ""
 
 
 class Asked(NamedTuple):
@@ -183,7 +187,7 @@ def converted(given: Any, kind: Any, name: str) -> Any:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise RowError(f"{name}: {error}") from None
+        raise RowError(f"{name}: {_PYTHON.sub(lambda found: _JSON_TYPES[found[0]], str(error))}") from None
 
 
 def check_media_type(form: Form, headers: Mapping[bytes, bytes]) -> None:

@@ -62,6 +62,15 @@ class _Golden(msgspec.Struct):
     scores: Annotated[list[list[float]], msgspec.Meta(min_length=1)]
 
 
+class _Distribution(msgspec.Struct):
+    edges: list[float]
+    shares: list[float]
+
+
+class _Reference(msgspec.Struct):
+    scores: dict[str, _Distribution]
+
+
 class _Gate(msgspec.Struct):
     gate: str
     passed: bool
@@ -73,7 +82,8 @@ class _Verdict(msgspec.Struct):
     gates: list[_Gate]
 
 
-_TYPES: dict[str, Any] = {"contract.json": _Contract, "golden.json": _Golden, "gates.json": _Verdict}
+_TYPES: dict[str, Any] = {"contract.json": _Contract, "golden.json": _Golden}
+_TYPES |= {"reference.json": _Reference, "gates.json": _Verdict}
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,9 @@ def load(settings: Settings, features: Features) -> Release:
     """The bundle of the settings, to be scored with `features`; InputError says why it may not be served."""
     try:
         return _load(settings, features)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what a damaged file leads to is up to whoever reads it
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"{settings.model_dir}: expected what training writes, found {found}; {_AGAIN}") from error
 
@@ -145,9 +157,7 @@ def load_kept(settings: Settings, features: Features, folder: Path) -> Release |
     kept = sorted(folder.glob("[!.]*/bundle"), key=lambda bundle: bundle.parent.stat().st_mtime_ns)
     if not kept:
         return None
-    return load(
-        settings.model_copy(update={"model_dir": kept[-1], "model_hash": None, "model_version": None}), features
-    )
+    return load(settings.model_copy(update={"model_dir": kept[-1], "model_version": None}), features)
 
 
 def _load(settings: Settings, features: Features) -> Release:

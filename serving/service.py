@@ -3,6 +3,7 @@ choose otherwise.
 """
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from serving.live import Desk, Live, Request
 from serving.problems import Answer, Problem, problem_of
 from serving.protocols import Call
 from serving.release import Release, keep, load, load_kept
-from serving.rows import parse_json
+from serving.rows import RowError, parse_json
 from serving.settings import Settings
 from serving.telemetry import Log, Metrics, failed
 
@@ -56,15 +57,13 @@ class Service:
             live = self.live  # stays this request's, whatever is loaded meanwhile
             protocols.check_media_type(live.forms[form], call.headers)
             if canary and self.challenger and not self.killed and self._in_canary(call):
-                asked = self.challenger.forms[form].read(call)
-                scored = await self.challenger.score(Request(call.id, asked))
-                if scored:
-                    return self.challenger.forms[form].write(call, asked, scored), asked.size
-            asked = live.forms[form].read(call)
-            scored = await live.score(Request(call.id, asked))
-            if scored is None:
+                with suppress(RowError):  # what it does not take, the champion may
+                    if answer := await _answer(self.challenger, form, call):
+                        return answer
+            answer = await _answer(live, form, call)
+            if answer is None:
                 raise Problem(500, "the model does not answer, and neither does the baseline")
-            return live.forms[form].write(call, asked, scored), asked.size
+            return answer
 
         return handle
 
@@ -86,13 +85,14 @@ class Service:
                 self.metrics.reloads.labels("refused").inc()
                 self.log.line("bundle refused", "error", reason=str(error))
                 raise Problem(409, f"{error}; {self.live.release.hash[:12]} is served as before") from None
-            former, self.live, self.refused = self.live, live, None
             self.metrics.serves(release)
+            former, self.live, self.refused = self.live, live, None
             self.metrics.reloads.labels("done").inc()
             self.log.line("reloaded", model=release.hash, before=former.release.hash, by=call.holder)
             if former.shadow:
                 await asyncio.to_thread(former.shadow.stop)
             await asyncio.to_thread(self.keep)
+        gc.collect()  # the former has many parts, which refer to each other
         return Answer(200, msgspec.json.encode({"model": release.hash, "before": former.release.hash})), 0
 
     async def reload_by_signal(self) -> None:
@@ -152,10 +152,13 @@ class Service:
         """Each second: keys that were rotated, and log entries that wait."""
         while True:
             await asyncio.sleep(1)
-            if wrong := self.access.refresh():
-                self.log.line("keys stay as they were", "error", reason=wrong)
-            self.journal.retry()
-            self.outcomes.retry()
+            try:
+                if wrong := self.access.refresh():
+                    self.log.line("keys stay as they were", "error", reason=wrong)
+                self.journal.retry()
+                self.outcomes.retry()
+            except Exception as error:  # the next second may do better
+                self.log.line("failed", "error", **failed(error))
 
     def close(self) -> None:
         """Write what waits."""
@@ -215,6 +218,19 @@ class Service:
         self.metrics.tell_count(f"serving_{name}_dropped", "Entries that had no room", lambda: journal.dropped)
 
 
+async def _answer(live: Live, form: str, call: Call) -> tuple[Answer, int] | None:
+    """A release's answer, with the number of rows scored; None where a challenger has none."""
+    asked = live.forms[form].read(call)
+    scored = await live.score(Request(call.id, asked))
+    if scored is None:
+        return None
+    call.model = live.release.hash[:12]
+    answer = live.forms[form].write(call, asked, scored)
+    if scored.source != "model":  # not every form has a place for it
+        answer = answer._replace(headers=(*answer.headers, (b"x-source", scored.source.encode())))
+    return answer, asked.size
+
+
 def _spread(release: Release) -> float:
     """How far scores lie apart."""
     edges = (
@@ -224,10 +240,10 @@ def _spread(release: Release) -> float:
 
 
 def _access(settings: Settings) -> Access:
-    if settings.keys_file is None and not settings.open:
+    if (settings.keys_file is None) != settings.open:
         raise InputError(
             "expected SERVING_KEYS_FILE, a file of keys (`python -m serving.access NAME SCOPE...` makes one), or "
-            "SERVING_OPEN=1, which lets everybody ask for predictions"
+            f"SERVING_OPEN=1, which lets everybody ask for predictions; got {'both' if settings.open else 'neither'}"
         )
     return Access.from_file(settings.keys_file) if settings.keys_file else Access.open()
 

@@ -20,7 +20,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model_dir: Path = Field(default=Path("bundle"), description="the folder of the bundle")
-    model_hash: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="the only bundle to serve")
+    model_hash: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="the only bundle to serve, also as the last good one"
+    )
     model_version: str | None = Field(
         default=None, pattern="^[A-Za-z0-9._-]{1,64}$", description="what clients call it by"
     )
@@ -52,7 +54,7 @@ class Settings(BaseModel):
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings among environment variables; InputError names an unknown variable, or a value that does not fit."""
-    given = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"{', '.join(unknown)}: no such setting; the settings are {', '.join(known)}")

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from threading import Lock
 from typing import Any, get_args
 
 import msgspec
@@ -36,36 +37,38 @@ _PROTOCOL = "http/protobuf"  # of the exporter that serving/requirements.lock ha
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
 
 
-class Scores(Collector):
-    """A histogram of scores that takes thousands at once."""
+class Distribution(Collector):
+    """A histogram that takes thousands of values at once, from any thread."""
 
-    def __init__(self, edges: Iterable[float]) -> None:
+    def __init__(self, name: str, meaning: str, edges: Iterable[float]) -> None:
+        self._name, self._meaning = name, meaning
+        self._lock = Lock()
+        self._edges: list[float] = []
         self.count_between(edges)
 
     def count_between(self, edges: Iterable[float]) -> None:
         """Begin anew, unless the edges are the same."""
-        if getattr(self, "_edges", None) == (wanted := [*edges, float("inf")]):
-            return
-        self._edges = wanted
-        self._counts = [0] * len(self._edges)
-        self._sum = 0.0
+        wanted = [*edges, float("inf")]
+        with self._lock:
+            if self._edges != wanted:
+                self._edges, self._counts, self._sum = wanted, [0] * len(wanted), 0.0
 
-    def observe(self, scores: np.ndarray) -> None:
-        """Count scores of shape [n]."""
-        if len(scores) == 1:
-            score = float(scores[0])
-            self._counts[bisect_left(self._edges, score)] += 1
-            self._sum += score
-            return
-        for edge, count in enumerate(np.bincount(np.searchsorted(self._edges, scores)).tolist()):
-            self._counts[edge] += count
-        self._sum += float(scores.sum())
+    def observe(self, values: np.ndarray) -> None:
+        """Count values of shape [n]."""
+        with self._lock:
+            self._sum += float(values.sum())
+            if len(values) == 1:
+                self._counts[bisect_left(self._edges, values[0])] += 1
+                return
+            for edge, count in enumerate(np.bincount(np.searchsorted(self._edges, values)).tolist()):
+                self._counts[edge] += count
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         """What prometheus_client asks for."""
-        names = [*map(str, self._edges[:-1]), "+Inf"]
-        buckets = list(zip(names, np.cumsum(self._counts).tolist(), strict=True))
-        yield HistogramMetricFamily("serving_scores", "Scores: of the called class, or predictions", buckets, self._sum)
+        with self._lock:
+            counts, total = np.cumsum(self._counts).tolist(), self._sum
+            names = [*map(str, self._edges[:-1]), "+Inf"]
+        yield HistogramMetricFamily(self._name, self._meaning, list(zip(names, counts, strict=True)), total)
 
 
 class Counted(Collector):
@@ -113,7 +116,7 @@ class Metrics:
             "serving_model_info", "The model", ["name", "version", "hash", "runtime"], registry=registry
         )
         self._airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=registry)
-        self._scores = Scores(())
+        self._scores = Distribution("serving_scores", "Scores: of the called class, or predictions", ())
         registry.register(self._scores)
         self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.serves(release)

@@ -5,7 +5,7 @@ The service writes entries of two kinds into one folder, each kind into segments
 `predictions` {"time", "request_id", "model", "source", "scores": [...], "rows": [{...}] or "columns": {name: [...]}}
 `feedback` {"time", "request_id", "row", "outcome", "by"}
 A process begins a segment of its own, so nobody ever appends behind the torn line of one that was killed. Segments may
-be moved away or removed at any time, also the one that is being written.
+be moved away at any time, but for the newest of each kind, which is being written.
 """
 
 import errno
@@ -172,16 +172,14 @@ def read_entries(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
 def read_predictions(folder: Path) -> Iterator[Prediction]:
     """Every row that was scored, in the order of writing, with what came true of it: the one way to read the log.
 
-    Feedback is joined by request id and row, whichever was written first; of several outcomes the last by time of
-    arrival holds. Clients may choose their own request ids: where one repeats, an outcome is that of every row so
-    named. Only the feedback is held in memory. InputError names a line that is not what the service writes.
+    Feedback is joined by request id and row, whichever was written first; of several outcomes the last that was written
+    holds, whatever the clock said. Clients may choose their own request ids: where one repeats, an outcome is that of
+    every row so named. Only the feedback is held in memory. InputError names a line that the service did not write.
     """
     outcomes: dict[tuple[str, int], tuple[datetime, Any]] = {}
     for where, entry in _located(folder, FEEDBACK):
         with _expecting(f"an entry of the {FEEDBACK}", where):
-            key, arrived = (entry["request_id"], entry["row"]), datetime.fromisoformat(entry["time"])
-            if key not in outcomes or arrived >= outcomes[key][0]:
-                outcomes[key] = arrived, entry["outcome"]
+            outcomes[entry["request_id"], entry["row"]] = _moment(entry["time"]), entry["outcome"]
     for where, entry in _located(folder, PREDICTIONS):
         with _expecting(f"an entry of the {PREDICTIONS}", where):
             rows = list(_rows(entry, outcomes))
@@ -191,10 +189,17 @@ def read_predictions(folder: Path) -> Iterator[Prediction]:
 def _rows(entry: Mapping[str, Any], outcomes: Mapping[tuple[str, int], tuple[datetime, Any]]) -> Iterator[Prediction]:
     columns = entry.get("columns")
     inputs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] if columns else []
-    answered, request_id = datetime.fromisoformat(entry["time"]), entry["request_id"]
+    answered, request_id = _moment(entry["time"]), entry["request_id"]
     for row, (values, score) in enumerate(zip(inputs or entry["rows"], entry["scores"], strict=True)):
         came, outcome = outcomes.get((request_id, row), (None, None))
         yield Prediction(answered, request_id, row, entry["model"], entry["source"], values, score, outcome, came)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"a time without its offset, {text}")
+    return moment
 
 
 def _segments(folder: Path, kind: str) -> list[Path]:

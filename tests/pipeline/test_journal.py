@@ -426,11 +426,11 @@ def test_outcomes_are_joined_by_request_and_row_whichever_came_first(tmp_path: P
     assert next(read_predictions(tmp_path)).outcome_time == datetime(2026, 1, 31, 13, 0, 3, tzinfo=UTC)
 
 
-def test_the_last_outcome_to_arrive_holds(tmp_path: Path) -> None:
+def test_the_last_outcome_to_be_written_holds_whatever_the_clock_said(tmp_path: Path) -> None:
     written(tmp_path, PREDICTIONS, answered(0, "a", [0.1, 0.2]))
-    written(tmp_path, FEEDBACK, true("05.5", "a", 0, "corrected"), true("06", "a", 1, "first"))
-    written(tmp_path, FEEDBACK, true("05", "a", 0, "wrong"), true("06", "a", 1, "second"))
-    assert [found.outcome for found in read_predictions(tmp_path)] == ["corrected", "second"]
+    written(tmp_path, FEEDBACK, true("06", "a", 0, "first"), true("05", "a", 1, "first"))
+    written(tmp_path, FEEDBACK, true("05", "a", 0, "second"), true("06", "a", 1, "second"))
+    assert [found.outcome for found in read_predictions(tmp_path)] == ["second", "second"]
 
 
 def test_an_outcome_is_that_of_every_row_so_named(tmp_path: Path) -> None:
@@ -446,6 +446,7 @@ def test_an_outcome_is_that_of_every_row_so_named(tmp_path: Path) -> None:
         (PREDICTIONS, answered(0, "a", [0.1, 0.2], rows=[{}])),
         (PREDICTIONS, answered(0, "a", [0.1, 0.2], columns={"x": [1, 2], "y": [1]})),
         (PREDICTIONS, answered(0, "a", [0.1], columns=[1])),
+        (PREDICTIONS, answered(0, "a", [0.1]) | {"time": "2026-01-31T13:00:00"}),
         (FEEDBACK, true("05", "a", 0, True) | {"time": "yesterday"}),
         (FEEDBACK, true("05", "a", 0, True) | {"time": 5}),
         (FEEDBACK, true("05", "a", 0, True) | {"time": "2026-01-31T13:00:00"}),

@@ -35,7 +35,7 @@ class App:
         if answer == b"/count":
             answer = b"%d bytes" % await self._count(receive)
         elif answer == b"/wait":
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
         elif answer == b"/long":
             answer = b"x" * int(scope["query_string"])
         headers = [(b"content-length", b"%d" % len(answer))]
@@ -258,13 +258,36 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serve: Serve) -> None
 
 
 def test_a_client_that_reads_its_answer_drop_by_drop_is_cut_off(serve: Serve) -> None:
-    served = serve(write_s=SHORT_S)
-    with served.connect() as connection:
+    served = serve(write_s=1)
+    with served.connect(receive_buffer=65_536) as connection:
         connection.sendall(b"GET /long?%d HTTP/1.1\r\n\r\n" % BIG)
         until(lambda: served.server.server_state.total_requests == 1)
         while served.connected:
-            connection.recv(1000)
-            time.sleep(0.001)
+            connection.recv(10_000)
+            time.sleep(0.01)
+    assert served.refused == ["slow_reader"]
+
+
+def test_a_client_that_has_read_its_answer_may_stay(serve: Serve) -> None:
+    served = serve(write_s=2)
+    with served.connect() as connection:
+        connection.sendall(b"GET /long?4000000 HTTP/1.1\r\n\r\n")
+        received = 0
+        while received < 4_000_000:
+            received += len(connection.recv(1_000_000))
+        time.sleep(2.2)
+        connection.sendall(GET)
+        assert connection.recv(65536).endswith(b"/get")
+
+
+def test_a_client_that_left_is_not_counted_as_slow(serve: Serve) -> None:
+    served = serve(write_s=1)
+    with served.connect() as connection:
+        connection.sendall(b"GET /long?%d HTTP/1.1\r\n\r\n" % BIG)
+        until(lambda: served.server.server_state.total_requests == 1)
+    until(lambda: served.connected == 0)
+    time.sleep(1.2)
+    assert served.refused == []
 
 
 @pytest.mark.parametrize("header", [b"connection: close", b"connection: keep-alive"])
@@ -293,14 +316,13 @@ def test_one_connection_serves_for_longer_than_every_limit(serve: Serve) -> None
     with served.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         asked = 0
-        while time.monotonic() < end:
-            whole = POST + b"content-length: 2\r\n\r\nab"
-            for piece in ([whole], [whole[:-2], whole[-2:]], [whole[:20], whole[20:]])[asked % 3]:
+        while time.monotonic() < end or asked < 30:
+            whole = POST + b"x: " + b"a" * 10_000 + b"\r\ncontent-length: 2\r\n\r\nab"
+            for piece in ([whole], [whole[:-2], whole[-2:]], [whole[:9_000], whole[9_000:]])[asked % 3]:
                 connection.sendall(piece)
+                time.sleep(0.02)  # or the pieces come as one
             assert b"2 bytes" in connection.recv(65536)
             asked += 1
-            time.sleep(0.01)
-    assert asked > 10
     assert served.refused == []
 
 
@@ -358,8 +380,15 @@ def test_trailers_that_do_not_end_are_431(serve: Serve, trailer: bytes) -> None:
 
 def test_trailers_without_end_behind_an_answered_request_close_the_connection(serve: Serve) -> None:
     chunked = CHUNKED.replace(b"/count", b"/post")
-    first, *_ = answers(serve().talk(chunked + b"1\r\na\r\n0\r\n", b"x: " + b"a" * HEAD_MAX_BYTES, b"x"))
+    first, second = answers(serve().talk(chunked + b"1\r\na\r\n0\r\n", b"x: " + b"a" * HEAD_MAX_BYTES, b"x"))
     assert first[2] == b"/post"
+    problem(second, 431)
+
+
+def test_a_head_without_end_behind_a_request_waits_for_its_answer_and_gets_none(serve: Serve) -> None:
+    pieces = [b"GET /wait HTTP/1.1\r\n\r\n" + GET[:-2] + b"x: ", b"a" * HEAD_MAX_BYTES]
+    [(status, headers, body)] = answers(serve().talk(*pieces))
+    assert (status, body, headers["connection"]) == (200, b"/wait", "close")
 
 
 def test_a_body_may_come_in_very_many_chunks(serve: Serve) -> None:
@@ -395,6 +424,7 @@ def test_a_body_is_never_taken_for_a_request(serve: Serve) -> None:
     request = POST + UPGRADE + b"content-length: %d\r\n\r\n" % len(GET)
     assert bodies(serve().talk(request + GET + GET)) == [b"%d bytes" % len(GET)]
     assert bodies(serve().talk(request, GET, GET)) == [b"%d bytes" % len(GET)]
+    assert bodies(serve().talk(request + GET + POST + b"content-length: 2\r\n\r\nab")) == [b"%d bytes" % len(GET)]
 
 
 def test_clients_too_many_are_503_and_those_who_are_connected_are_answered(serve: Serve) -> None:

@@ -213,3 +213,28 @@ def test_a_service_is_ready_and_says_what_is_amiss_all_the_same(made: Callable[[
     assert answer["ready"] is True
     assert "SERVING_KILLED" in answer["details"][0]
     assert service.get("/health/live").json() == {"live": True}
+
+
+@pytest.mark.parametrize("path", ["/predict", "/model", "/", "/docs", "/nothing"])
+def test_every_answer_is_safe_in_a_browser_and_for_this_origin_alone(service: Service, path: str) -> None:
+    ask = service.post if path == "/predict" else service.get
+    headers = ask(path, headers={"origin": "https://elsewhere.example"}).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert not [name for name in headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v2/health/live", "/health", "/ping"])
+def test_health_may_be_asked_for_without_a_body(service: Service, path: str) -> None:
+    answer = service.request("HEAD", path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_an_answer_that_is_not_the_model_s_says_so_in_every_form(made: Callable[[str], Bundle]) -> None:
+    bundle = made("binary-onnx")
+    service = Service(bundle, SERVING_KILLED="1")
+    asked = service.post("/invocations", json={"dataframe_records": bundle.rows(1)})
+    assert asked.headers["x-source"] == "baseline"
+    assert "x-source" not in Service(bundle).predict(bundle.rows(1)).headers

@@ -1,6 +1,7 @@
 """A release that answers, and what answers where its model does not."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.journal import read_predictions
+from serving.live import Request
+from serving.protocols import Call
 from tests.serving.made import Bundle, Service, problem
 
 Made = Callable[[str], Bundle]
@@ -215,27 +218,42 @@ def test_outcomes_are_joined_to_predictions(made: Made) -> None:
     assert wrong["errors"][0]["column"] == "outcome"
 
 
-def test_a_request_cancelled_while_it_is_scored_costs_the_breaker_nothing(made: Made) -> None:
+def test_a_request_cancelled_while_it_is_scored_costs_the_breaker_nothing(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = made("binary-onnx")
     service = Service(bundle)
-    live = service.edge.service.live
+    live, go = service.edge.service.live, threading.Event()
+    scores_by(service, monkeypatch, lambda columns: go.wait(60) and fails(columns))
 
     async def leave() -> None:
-        live._onnx = False
-        rows = live.forms["predict"].read(_call(bundle))
-        asking = asyncio.create_task(live._by_model(live._columns([rows]), 1, alone=True))
-        await asyncio.sleep(0)
+        asked = live.forms["predict"].read(Call("a", {}, json.dumps({"rows": bundle.rows(1) * 201}).encode()))
+        asking = asyncio.create_task(live.score(Request("a", asked)))
+        await asyncio.sleep(0.05)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
 
-    asyncio.run(leave())
+    for _ in range(20):
+        asyncio.run(leave())
+    go.set()
     assert live.breaker.state == "closed"
 
 
-def _call(bundle: Bundle) -> Any:
-    import json
+def test_a_model_that_was_slow_is_called_in_a_thread_so_that_others_are_answered(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = made("binary-onnx")
+    service = Service(bundle, SERVING_MODEL_BUDGET_S="0.01")
+    threads = []
 
-    from serving.protocols import Call
+    def score(columns: Any) -> np.ndarray:
+        threads.append(threading.current_thread())
+        time.sleep(0.02)
+        return np.full((len(columns["cycles"]), 1), 0.5)
 
-    return Call("a", {}, json.dumps({"rows": bundle.rows(1)}).encode())
+    scores_by(service, monkeypatch, score)
+    for _ in range(2):
+        service.predict(bundle.rows(1))
+    assert threads[0] is threading.main_thread()
+    assert threads[1] is not threading.main_thread()

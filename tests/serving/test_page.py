@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from serving import page
 from serving.release import Release
 from serving.rows import Inputs, RowError, WrongValue
-from serving.telemetry import Scores
+from serving.telemetry import Distribution
 from tests.serving.made import TASKS, Bundle
 
 HOSTILE = '<script>alert("1")</script>\'"&{{ 7 * 7 }}{% raw %} żółć 航班 \u202e'
@@ -409,7 +409,12 @@ def test_figures_are_those_of_the_metrics(release: Release) -> None:
     assert figures.mean("serving_challenger_difference") == 0.5
     text = Read(page.figures_page(figures, release)).text
     for said in (
-        *("1.50%", "6 \N{MULTIPLICATION SIGN} 422 unprocessable", "503 service unavailable", "the breaker is open"),
+        *(
+            "1.50%",
+            "6 \N{MULTIPLICATION SIGN} 422 unprocessable",
+            "503 service unavailable",
+            "the baseline answers, not the model",
+        ),
         *(
             "the model was too slow",
             "the prediction log cannot be written",
@@ -441,7 +446,7 @@ def scored(edges: list[float], scores: list[float]) -> CollectorRegistry:
     import numpy as np
 
     registry = CollectorRegistry()
-    counted = Scores(edges)
+    counted = Distribution("serving_scores", "b", edges)
     counted.observe(np.array(scores))
     registry.register(counted)
     return registry

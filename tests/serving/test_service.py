@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from pipeline.canonical import json_bytes
 from pipeline.errors import InputError
 from pipeline.journal import read_predictions
+from serving.problems import Problem
 from serving.protocols import Call
 from tests.serving.made import Bundle, Service, problem
 
@@ -204,6 +206,81 @@ def test_what_was_switched_off_stays_so_whatever_is_loaded(bundle: Bundle, tmp_p
     assert service.predict(bundle.rows(1)).json()["source"] == "baseline"
     asyncio.run(service.edge.service.revive(Call("a", {}, holder="a person")))
     assert service.predict(bundle.rows(1)).json()["source"] == "challenger"
+
+
+def test_a_canary_that_does_not_take_a_row_leaves_it_to_the_champion(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.folder, tmp_path / "second" / "bundle")
+    second = Bundle(tmp_path / "second" / "bundle", bundle.features)
+    contract = bundle.read("contract.json")
+    for entry in contract["inputs"]:
+        if entry["name"] == "cycles":
+            entry["maximum"] = 900
+    (second.folder / "contract.json").write_bytes(json_bytes(contract))
+    golden = bundle.golden
+    kept = [place for place, cycles in enumerate(golden["rows"]["cycles"]) if cycles <= 900]
+    golden["rows"] = {name: [values[place] for place in kept] for name, values in golden["rows"].items()}
+    golden["scores"] = [golden["scores"][place] for place in kept]
+    (second.folder / "golden.json").write_bytes(json_bytes(golden))
+    second.inspect()
+    service = Service(bundle, SERVING_CHALLENGER_DIR=str(second.folder), SERVING_CHALLENGER_SHARE="1")
+    for cycles, source in ((900, "challenger"), (901, "model")):
+        assert service.predict([bundle.rows(1)[0] | {"cycles": cycles}]).json()["source"] == source
+    lines = [line for line in service.lines() if line["event"] == "request"]
+    assert [line["model"] for line in lines] == [second.hash[:12], bundle.hash[:12]]
+
+
+def test_a_shadow_ends_with_the_release_that_it_was_compared_with(bundle: Bundle, tmp_path: Path) -> None:
+    service = Service(bundle, SERVING_CHALLENGER_DIR=str(other(bundle, tmp_path / "second").folder))
+    shadow = service.edge.service.live.shadow
+    assert shadow is not None
+    assert reload(service) == 200
+    assert not shadow._thread.is_alive()
+    assert service.edge.service.live.shadow._thread.is_alive()
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"scores": {"score": {"edges": ["a", "b"], "shares": []}}}'])
+def test_a_reference_that_is_none_is_refused(bundle: Bundle, content: bytes) -> None:
+    service, before = Service(bundle), bundle.hash
+    (bundle.folder / "reference.json").write_bytes(content)
+    bundle.inspect()
+    with pytest.raises(Problem, match=r"reference\.json"):
+        reload(service)
+    assert service.edge.service.live.release.hash == before
+    with pytest.raises(InputError, match=r"reference\.json"):
+        Service(bundle)
+
+
+def test_a_model_that_loads_and_cannot_score_is_refused(bundle: Bundle) -> None:
+    contract = bundle.read("contract.json")
+    (bundle.folder / "contract.json").write_bytes(json_bytes(contract | {"features": contract["features"][1:]}))
+    bundle.inspect()
+    with pytest.raises(InputError, match="expected what training writes"):
+        Service(bundle)
+
+
+def test_the_last_good_bundle_is_not_served_where_another_is_pinned(bundle: Bundle, tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    Service(bundle, SERVING_DATA_DIR=data).edge.service.keep()
+    with pytest.raises(InputError, match="expected the bundle"):
+        Service(bundle, SERVING_DATA_DIR=data, SERVING_MODEL_HASH="0" * 64)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_it_starts_with_keys_or_in_the_open(bundle: Bundle, tmp_path: Path, both: bool) -> None:
+    given = {"SERVING_KEYS_FILE": str(tmp_path / "keys.toml")} if both else {"SERVING_OPEN": "0"}
+    with pytest.raises(InputError, match="got both" if both else "got neither"):
+        Service(bundle, **given)
+
+
+def test_outcomes_need_a_key_for_them(bundle: Bundle, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[shop]\nscopes = ["predict"]\nsha256 = "{sha256(b"secret").hexdigest()}"\n')
+    service = Service(bundle, SERVING_OPEN="0", SERVING_KEYS_FILE=str(keys))
+    headers = {"authorization": "Bearer secret"}
+    assert service.predict(bundle.rows(1), headers=headers).status_code == 200
+    for path in ("/feedback", "/admin/kill"):
+        problem(service.post(path, json={}, headers=headers), 403)
+    problem(service.predict(bundle.rows(1)), 401)
 
 
 def test_in_the_open_nobody_may_switch_anything(bundle: Bundle) -> None:

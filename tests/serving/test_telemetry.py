@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import InputError
 from serving.app import INFER, INFER_VERSION
-from serving.telemetry import Log, LogHandler, Scores, make_tracing
+from serving.telemetry import Distribution, Log, LogHandler, make_tracing
 from tests.serving.made import ROOT, Bundle, Service, serving
 
 
@@ -81,7 +81,7 @@ def test_of_several_classes_the_called_one_is_counted(made: Callable[[str], Bund
 
 def test_thousands_of_scores_are_counted_as_one_by_one() -> None:
     scores = np.random.default_rng(0).random(1000).round(2)
-    one, many = Scores([0.1, 0.5, 0.9]), Scores([0.1, 0.5, 0.9])
+    one, many = (Distribution("a", "b", [0.1, 0.5, 0.9]) for _ in range(2))
     for score in scores:
         one.observe(np.array([score]))
     many.observe(scores)

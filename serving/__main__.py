@@ -24,6 +24,7 @@ _CLIENTS_A_TURN = 16
 
 def main(features: Features = own_features, *, check: bool = False) -> None:
     """Serve until told to stop; ends at once where a setting or the bundle is wrong, or where it is only to check."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to load anew
     log = Log()
     try:
         settings = read_settings(os.environ)

@@ -62,7 +62,7 @@ def schedule() -> None:
     pool = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"][0]["work_pool"]["name"]
     create = [*prefect, "work-pool", "create", pool, "--type", "process"]
     subprocess.run(create, capture_output=True, check=False)  # noqa: S603 - fails where it is there already
-    subprocess.run([*prefect, "deploy", "--all"], check=True)  # noqa: S603
+    subprocess.run([*prefect, "deploy", "--all"], check=True)  # noqa: S603 - Prefect
     say(f"Prefect  {url.removesuffix('/api')}")
     os.execv(sys.executable, [*prefect, "worker", "start", "--pool", pool])  # noqa: S606 - no orphan: it is this process
 

@@ -40,12 +40,12 @@ def repro() -> int:
 def inspected() -> int:
     """Inspect the model, in a process of its own: 0 for airworthy, 1 for grounded, 2 where it could not be."""
     command = [sys.executable, "-m", "flows.inspect"]
-    return subprocess.run(command, env=child_environment(), check=False).returncode  # noqa: S603
+    return subprocess.run(command, env=child_environment(), check=False).returncode  # noqa: S603 - the project's own
 
 
 def dvc(*arguments: str) -> None:
     """Run a DVC command, its output shown as it comes."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=child_environment(), check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=child_environment(), check=False)  # noqa: S603 - DVC
     if done.returncode:
         raise InputError(f"expected `dvc {' '.join(arguments)}` to succeed, it ended with {done.returncode}; see above")
 

@@ -48,7 +48,7 @@ def reproduce(version: str) -> int:
 def _dvc(*arguments: str) -> None:
     """Run DVC in the clone, which logs to no server."""
     own = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "DVC_ROOT")}
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=own, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=own, check=False)  # noqa: S603 - DVC
     if done.returncode:
         raise InputError(f"expected `dvc {' '.join(arguments)}` to succeed in the clone, it did not; see above")
 

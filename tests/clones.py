@@ -1,9 +1,11 @@
 """Scratch clones of the repository as it stands, uncommitted changes included."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,15 @@ def make_clone(path: Path) -> Clone:
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "--quiet", "--message", "as it stands")
     return clone
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills for whoever comes first, and that is there for all other tests and workers."""
+    done = folder.with_name(f"{folder.name} is made")
+    with folder.with_name(f"{folder.name} is awaited").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder

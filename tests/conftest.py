@@ -18,6 +18,15 @@ def clone(tmp_path: Path) -> Clone:
     return make_clone(tmp_path / "clone")
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all workers, for what one of them makes for all: see `made_once`."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say how many acts of sabotage were caught, and how many of their harmless twins passed."""
     for said, ending in (("acts of sabotage caught", "sabotaged"), ("their harmless twins passed", "untouched")):

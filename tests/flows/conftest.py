@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from flows import environment, server
+from tests.clones import made_once
 
 REPOSITORY = Path(__file__).parents[2]
 MACHINERY = ["flows/__init__.py", "flows/files.py", "flows/stage.py", "flows/server.py"]
@@ -70,10 +71,13 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scratch:
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated(shared: Path) -> Path:
     """The home of a Prefect server that was started before (the first start is the slow one), after a start that was
     killed while it made the database."""
-    path = tmp_path_factory.mktemp("migrated")
+    return made_once(shared / "migrated", _migrate) / ".prefect"
+
+
+def _migrate(path: Path) -> None:
     Scratch(path).write(".prefect/prefect.db", "half a database")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(path))
@@ -81,7 +85,6 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.delenv(name, raising=False)
         with server.running() as url:
             assert url, (path / ".prefect/server.log").read_text()
-    return path / ".prefect"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from flows import ledger, tracking
 from pipeline.canonical import file_hash, files_hash, folder_files
+from tests.clones import made_once
 from tests.flows.test_tracking import FILES, Killed, client
 from tests.flows.test_tracking import pytestmark as MLFLOW_WARNS
 
@@ -25,6 +27,7 @@ WRITES = [
     *("set_registered_model_alias", "delete_registered_model_alias"),
 ]
 MODELS = ("one", "two", "three")
+OUTPUTS = ["data", "prepared", "tuning", "bundle", "reports"]
 MADE = ["mlflow.db*", "mlartifacts", ".dvc/cache", ".dvc/tmp", ".dvc/config.local"]
 MADE += ["data", "prepared/", "tuning", "bundle", "reports", "inspection"]
 DVC_CONFIG = "[core]\nremote = store\nanalytics = false\n['remote \"store\"']\nurl = store\n"
@@ -58,6 +61,7 @@ class Hangar:
     """A git repository in which each branch of MODELS records a model."""
 
     path: Path
+    pulled: Path  # per model what `dvc pull` puts in place
 
     def git(self, *arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=self.path, check=True, capture_output=True, text=True)
@@ -70,7 +74,9 @@ class Hangar:
     def take(self, model: str) -> str:
         """Check a model out; returns what its bundle is known by."""
         self.git("checkout", "--quiet", model)
-        self.dvc("pull --quiet --force")
+        for name in OUTPUTS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            shutil.copytree(self.pulled / model / name, self.path / name)
         return self.bundle()
 
     def bundle(self) -> str:
@@ -85,7 +91,7 @@ class Hangar:
         self.git("init", "--quiet", "--bare", str(origin))
         self.git("remote", "add", "origin", str(origin))
         self.git("push", "--quiet", "origin", "--all")
-        return Hangar(origin)
+        return Hangar(origin, self.pulled)
 
 
 def registry_now(uri: str | None = None) -> dict[str, Any]:
@@ -122,9 +128,14 @@ def killed_before(write: int, patch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def hangars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("hangars")
-    hangar = Hangar(root)
+def hangars(shared: Path) -> Path:
+    """The hangar before the first flight, the same after three, and per model what is pulled."""
+    return made_once(shared / "hangars", _make)
+
+
+def _make(folder: Path) -> None:
+    root, pulled = folder / "new", folder / "pulled"
+    hangar = Hangar(root, pulled)
     files = FILES | {"flows/inspect.py": INSPECT, ".github/CODEOWNERS": "* @ada @Grace @org/team # us\n"}
     ignored = "".join(f"/{name}\n" for name in MADE) + "__pycache__/\n"
     files |= {".gitignore": ignored, ".dvc/config": DVC_CONFIG, ".dvc/store/.keep": ""}
@@ -146,37 +157,45 @@ def hangars(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hangar.git("checkout", "--quiet", "-b", model)
         hangar.git("add", "--all")
         hangar.git("commit", "--quiet", "--message", f"model {model}")
+        for name in OUTPUTS:
+            shutil.copytree(root / name, pulled / model / name)
     hangar.take("one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
         tracking._database()
     shutil.rmtree(root / "mlartifacts")
-    return root
+    _fly(Hangar(shutil.copytree(root, folder / "flown", symlinks=True), pulled))
 
 
-@pytest.fixture
-def hangar(hangars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hangar:
-    """A repository of its own, with the first model checked out, and nothing in MLflow."""
-    root = tmp_path / "hangar"
-    shutil.copytree(hangars, root, symlinks=True, ignore=shutil.ignore_patterns("tmp"))
-    for name in (*(n for n in os.environ if n.startswith("GITHUB_")), "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DVC_ROOT", str(root))
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    monkeypatch.chdir(root)
-    return Hangar(root)
-
-
-@pytest.fixture
-def flown(hangar: Hangar) -> dict[str, str]:
-    """One has flown, then two in an emergency, then one again, of which MLflow knows nothing; the bundles by name."""
+def _fly(hangar: Hangar) -> None:
+    """One flies, then two in an emergency, then one again."""
     bundles = {"two": hangar.take("two"), "one": hangar.take("one")}
     entered = [("one", {}), ("two", {"action": "emergency", "grounds": ["floor"]}), ("one", {"restores": "model/v1"})]
     for model, more in entered:
         told = {"bundle": bundles[model], "action": "promote", "by": "ada", "because": "it was time", **more}
         at = datetime(2013, 11, 1 + len(hangar.tags()), tzinfo=UTC)
-        ledger.enter(told, commit=hangar.git("rev-parse", model), subject="Flown", at=at, flown=ledger.entries())
-    return bundles
+        with chdir(hangar.path):
+            commit, flown = hangar.git("rev-parse", model), ledger.entries()
+            ledger.enter(told, commit=commit, subject="Flown", at=at, flown=flown)
+
+
+@pytest.fixture
+def hangar(request: pytest.FixtureRequest, hangars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hangar:
+    """A repository of its own, with the first model checked out, and nothing in MLflow."""
+    root, made = tmp_path / "hangar", hangars / ("flown" if "flown" in request.fixturenames else "new")
+    shutil.copytree(made, root, symlinks=True, ignore=shutil.ignore_patterns("tmp"))
+    for name in (*(n for n in os.environ if n.startswith("GITHUB_")), "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.chdir(root)
+    return Hangar(root, hangars / "pulled")
+
+
+@pytest.fixture
+def flown(hangar: Hangar) -> dict[str, str]:
+    """One has flown, then two in an emergency, then one again, of which MLflow knows nothing; the bundles by name."""
+    return {model: files_hash(folder_files(hangar.pulled / model / "bundle")) for model in ("two", "one")}
 
 
 @pytest.fixture
@@ -185,7 +204,7 @@ def other(hangar: Hangar, tmp_path: Path) -> Hangar:
     hangar.with_origin()
     path = tmp_path / "other"
     hangar.git("clone", "--quiet", str(tmp_path / "origin.git"), str(path))
-    clone = Hangar(path)
+    clone = Hangar(path, hangar.pulled)
     clone.git("config", "user.email", "others@example.org")
     clone.git("config", "user.name", "Others")
     clone.git("checkout", "--quiet", "three")

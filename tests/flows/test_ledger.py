@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from flows.ledger import Entry, before, bundle_of, champion, entries
 from pipeline.canonical import file_hash, files_hash, folder_files
 from pipeline.errors import InputError
 
+DVC_CONFIG = "[core]\nremote = store\nanalytics = false\n['remote \"store\"']\nurl = store\n"
 FEATURES = "def features(columns):\n    return {'twice': 2 * columns['x']}\n"
 
 
@@ -24,28 +26,38 @@ def enter(tag: str, message: str) -> None:
     git("tag", "--annotate", tag, "--message", message)
 
 
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git repository in which DVC keeps a bundle, as a stage's output."""
+    path = tmp_path_factory.mktemp("original")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
+        git("init", "--quiet")
+        git("config", "user.email", "tests@example.org")
+        git("config", "user.name", "Tests")
+        (path / ".dvc/store").mkdir(parents=True)
+        (path / ".dvc/config").write_text(DVC_CONFIG)
+        (path / "src/problem").mkdir(parents=True)
+        (path / "src/problem/features.py").write_text(FEATURES)
+        features_hash = file_hash(path / "src/problem/features.py")
+        make = f"mkdir bundle && echo '{json.dumps({'features_hash': features_hash})}' > bundle/contract.json"
+        (path / "dvc.yaml").write_text(json.dumps({"stages": {"train": {"cmd": make, "outs": ["bundle"]}}}))
+        (path / ".gitignore").write_text("/bundle\n/.dvc/cache\n/.dvc/tmp\n")
+        dvc("repro", "--quiet")
+        dvc("push", "--quiet")
+        git("add", "--all")
+        git("commit", "--quiet", "--message", "a model")
+    return path
+
+
+@pytest.fixture
+def repository(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that repository."""
     path = tmp_path / "repository"
-    path.mkdir()
+    shutil.copytree(original, path, symlinks=True, ignore=shutil.ignore_patterns("tmp"))
     monkeypatch.chdir(path)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    git("init", "--quiet")
-    git("config", "user.email", "tests@example.org")
-    git("config", "user.name", "Tests")
-    (path / ".dvc/store").mkdir(parents=True)
-    (path / ".dvc/config").write_text("[core]\nremote = store\nanalytics = false\n['remote \"store\"']\nurl = store\n")
-    (path / "src/problem").mkdir(parents=True)
-    (path / "src/problem/features.py").write_text(FEATURES)
-    features_hash = file_hash(path / "src/problem/features.py")
-    make = f"mkdir bundle && echo '{json.dumps({'features_hash': features_hash})}' > bundle/contract.json"
-    (path / "dvc.yaml").write_text(json.dumps({"stages": {"train": {"cmd": make, "outs": ["bundle"]}}}))
-    (path / ".gitignore").write_text("/bundle\n/.dvc/cache\n/.dvc/tmp\n")
-    dvc("repro", "--quiet")
-    dvc("push", "--quiet")
-    git("add", "--all")
-    git("commit", "--quiet", "--message", "a model")
     return path
 
 

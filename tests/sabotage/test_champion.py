@@ -8,13 +8,12 @@ import yaml
 
 from flows.evaluate import bundle_hash, read_params
 from flows.inspect import duel_with_champion
-from tests.sabotage.conftest import Workshop
-from tests.sabotage.test_record import edit_json
+from tests.problem.workshop import Workshop
 
 
 def crown(workshop: Workshop) -> None:
     """Let the bundle on disk fly: commit what records it, push it, and enter it in the ledger."""
-    workshop.record()
+    workshop.dvc("commit", "--force", "--quiet")
     workshop.dvc("push", "--quiet")
     workshop.run("git", "add", "--all")
     workshop.run("git", "commit", "--quiet", "--allow-empty", "--message", "a champion")
@@ -38,7 +37,7 @@ def change_a_little(told: Any) -> None:
 
 def test_a_model_worse_than_the_champion_by_the_margin_and_a_little(workshop: Workshop, sabotaged: bool) -> None:
     crown(workshop)
-    edit_json(workshop, "tuning/best.json", weaken)
+    workshop.edit_json("tuning/best.json", weaken)
     workshop.fly("train")
     with chdir(workshop.path):
         duel = duel_with_champion(read_params())
@@ -46,7 +45,7 @@ def test_a_model_worse_than_the_champion_by_the_margin_and_a_little(workshop: Wo
     assert duel.gain.low < 0
     just = round(-duel.gain.low, 6) + (-2e-6 if sabotaged else 2e-6)
     workshop.edit("params.yaml", lambda text: text.replace("margin: 0.01\n", f"margin: {just:.6f}\n"))
-    workshop.stage("evaluate")
+    workshop.judged()
     workshop.record()
     grounded = workshop.inspected()
     assert set(grounded) == ({"champion"} if sabotaged else set())
@@ -70,9 +69,9 @@ def test_a_champion_that_saw_the_test_rows(workshop: Workshop, sabotaged: bool) 
 
 def test_a_champion_that_cannot_be_read(workshop: Workshop, sabotaged: bool) -> None:
     crown(workshop)
-    edit_json(workshop, "tuning/best.json", change_a_little)
+    workshop.edit_json("tuning/best.json", change_a_little)
     workshop.fly("train")
-    workshop.stage("evaluate")
+    workshop.judged()
     workshop.record()
     workshop.run("git", "commit", "--quiet", "--all", "--message", "a challenger")
     if sabotaged:  # neither the remote nor the cache has the champion's model any more

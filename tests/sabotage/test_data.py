@@ -20,7 +20,7 @@ from pipeline.scoring import Scorer
 from problem.features import features
 from problem.schema import CONTRACT, Flights
 from problem.source import read
-from tests.sabotage.conftest import KEPT, Workshop
+from tests.problem.workshop import KEPT, Workshop
 
 TARGET = "is_late"
 
@@ -65,7 +65,7 @@ def test_a_leaking_column_under_a_new_name(
         workshop.edit("params.yaml", lambda text: text.replace("suspicious_score: 0.99", "suspicious_score: 1.0"))
     for stage in ("preprocess", "train"):
         workshop.stage(stage)
-    grounded = workshop.judged()
+    grounded = workshop.judged(patched=True)
     assert set(grounded) == ({"leak"} if sabotaged else set())
     assert not sabotaged or "'slot_shift'" in grounded["leak"]["reason"]
 

@@ -1,15 +1,13 @@
 """Acts that only the whole inspection can see, and what it cannot inspect."""
 
 import json
-import sys
 from typing import Any
 
 import pytest
 
 from flows.files import write_whole
 from pipeline.canonical import file_hash
-from tests.sabotage.conftest import Workshop
-from tests.sabotage.test_record import edit_json
+from tests.problem.workshop import Workshop
 
 
 def test_a_gate_deleted_from_the_code(workshop: Workshop, sabotaged: bool) -> None:
@@ -18,7 +16,7 @@ def test_a_gate_deleted_from_the_code(workshop: Workshop, sabotaged: bool) -> No
             "flows/inspect.py",
             lambda text: text.replace('            "hashes": lambda', '            # "hashes": lambda'),
         )
-    done = workshop.run(sys.executable, "-m", "flows.inspect", check=False)
+    done = workshop.inspect_apart()
     assert done.returncode == (1 if sabotaged else 0)
     assert not sabotaged or "GROUNDED by hashes (missing)" in done.stdout
     recorded = json.loads(workshop["inspection/gates.json"].read_text())
@@ -41,7 +39,7 @@ def test_a_slow_model(workshop: Workshop, sabotaged: bool) -> None:
     asking = "    __import__('time').sleep(0.01)  # for someone else's service\n    return {\n"
     workshop.edit("src/problem/features.py", lambda text: text.replace("    return {\n", asking) if sabotaged else text)
     workshop.fly("train")  # the features are the same, so preprocess and evaluate give what they gave
-    workshop.stage("evaluate")
+    workshop.judged()
     workshop.record()
     grounded = workshop.inspected()
     assert set(grounded) == ({"latency"} if sabotaged else set())
@@ -54,9 +52,9 @@ def test_a_huge_model(workshop: Workshop, sabotaged: bool) -> None:
             told["params"]["max_iter"] *= 10
             told["params"]["learning_rate"] /= 10
 
-    edit_json(workshop, "tuning/best.json", grow)
+    workshop.edit_json("tuning/best.json", grow)
     workshop.fly("train")
-    workshop.stage("evaluate")
+    workshop.judged()
     workshop.record()
     grounded = workshop.inspected()
     assert set(grounded) == ({"size"} if sabotaged else set())
@@ -67,7 +65,7 @@ def test_a_huge_model(workshop: Workshop, sabotaged: bool) -> None:
 def test_what_cannot_be_inspected_is_neither_airworthy_nor_grounded(workshop: Workshop, missing: str) -> None:
     write_whole(workshop["inspection"], {"gates.json": b'{"airworthy": true}'})  # of an earlier bundle
     workshop.run("rm", "-rf", missing)
-    done = workshop.run(sys.executable, "-m", "flows.inspect", check=False)
+    done = workshop.inspect_apart()
     assert done.returncode == 2
     assert "inspect: expected all that the pipeline makes, found no" in done.stderr
     assert missing in done.stderr

@@ -15,7 +15,7 @@ import pipeline.metrics
 import pipeline.train
 from pipeline.candidates import Candidate, positions
 from problem.models import CANDIDATES
-from tests.sabotage.conftest import Workshop
+from tests.problem.workshop import Workshop
 
 
 def another(monkeypatch: pytest.MonkeyPatch, settings: Mapping[str, Any]) -> None:
@@ -89,6 +89,6 @@ def test_nan_in_a_metric(workshop: Workshop, sabotaged: bool, monkeypatch: pytes
         return honest(*arguments) * (np.nan if sabotaged else 1)
 
     monkeypatch.setattr(pipeline.metrics, "calibration_error", broken)
-    grounded = workshop.judged()
+    grounded = workshop.judged(patched=True)
     assert set(grounded) == ({"calibration"} if sabotaged else set())
     assert not sabotaged or grounded["calibration"]["reason"].endswith("calibration_error is no number on these rows")

@@ -1,19 +1,9 @@
 """Acts on what is recorded, seen by the whole inspection."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-from tests.sabotage.conftest import Workshop
-
-
-def edit_json(workshop: Workshop, name: str, change: Callable[[Any], None]) -> None:
-    def changed(text: str) -> str:
-        told = json.loads(text)
-        change(told)
-        return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-
-    workshop.edit(name, changed)
+from tests.problem.workshop import Workshop
 
 
 def test_a_gate_s_verdict_edited_by_hand(workshop: Workshop, sabotaged: bool) -> None:
@@ -24,7 +14,7 @@ def test_a_gate_s_verdict_edited_by_hand(workshop: Workshop, sabotaged: bool) ->
     if sabotaged:
         workshop.edit("params.yaml", lambda text: text.replace("floor: 0.6\n", "floor: 0.9\n"))
         assert set(workshop.judged()) == {"floor"}  # a grounded model is a result
-    edit_json(workshop, "reports/gates.json", forge)
+    workshop.edit_json("reports/gates.json", forge)
     workshop.record()
     grounded = workshop.inspected()
     assert set(grounded) == ({"floor", "recorded"} if sabotaged else set())
@@ -36,7 +26,7 @@ def test_a_gate_deleted_from_the_list(workshop: Workshop, sabotaged: bool) -> No
         if sabotaged:
             told["gates"] = [gate for gate in told["gates"] if gate["gate"] != "calibration"]
 
-    edit_json(workshop, "reports/gates.json", forge)
+    workshop.edit_json("reports/gates.json", forge)
     workshop.record()
     grounded = workshop.inspected()
     assert set(grounded) == ({"recorded"} if sabotaged else set())

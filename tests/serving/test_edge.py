@@ -4,7 +4,6 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.serving.made import Bundle, Service, problem

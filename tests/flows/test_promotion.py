@@ -3,15 +3,16 @@
 import sys
 
 from flows.approval import PLACEHOLDER
-from tests.sabotage.conftest import Workshop
+from tests.problem.workshop import Workshop, intact, workshop
+
+__all__ = ["intact", "workshop"]  # fixtures
 
 
 def test_a_forged_report_does_not_fly_even_in_an_emergency_and_an_airworthy_model_does(workshop: Workshop) -> None:
-    workshop["mlflow.db"].unlink()  # it belongs to the place where the workshop was made
     workshop.edit(".github/CODEOWNERS", lambda text: text.replace(f"@{PLACEHOLDER}", "@ada"))
     workshop.run("git", "commit", "--quiet", "--all", "--message", "owners")
     workshop.edit("reports/card.md", lambda text: text + "\nforged\n")
-    workshop.record()
+    workshop.dvc("commit", "--force", "--quiet")
     workshop.dvc("push", "--quiet")
     workshop.run("git", "add", "--all")
     workshop.run("git", "commit", "--quiet", "--message", "forged")

@@ -11,15 +11,16 @@ import pytest
 from flows.evaluate import evaluated, read_params, released
 from flows.inspect import changed_reports, reproduced
 from pipeline import gates
-from tests.sabotage.conftest import Workshop
-from tests.sabotage.test_record import edit_json
+from tests.problem.workshop import Workshop, intact, workshop
+
+__all__ = ["intact", "workshop"]  # fixtures
 
 
 @pytest.fixture
 def trained(workshop: Workshop, tmp_path: Path) -> Path:
     """What training here gives; the bundle on disk names another processor."""
     shutil.copytree(workshop["bundle"], tmp_path / "trained")
-    edit_json(workshop, "bundle/lineage.json", lambda told: told["platform"].update(kernels="Another"))
+    workshop.edit_json("bundle/lineage.json", lambda told: told["platform"].update(kernels="Another"))
     return tmp_path / "trained"
 
 
@@ -43,7 +44,7 @@ def test_a_figure_that_rounds_otherwise_is_the_same(workshop: Workshop, trained:
     def round_otherwise(rows: Any) -> None:
         rows["scores"][0][0] *= 1 + 1e-12
 
-    edit_json(workshop, "bundle/golden.json", round_otherwise)
+    workshop.edit_json("bundle/golden.json", round_otherwise)
     assert held(workshop, trained).passed
 
 
@@ -51,14 +52,14 @@ def test_a_threshold_moved_is_no_rounding(workshop: Workshop, trained: Path) -> 
     def move(contract: Any) -> None:
         contract["threshold"] += 0.05
 
-    edit_json(workshop, "bundle/contract.json", move)
+    workshop.edit_json("bundle/contract.json", move)
     found = held(workshop, trained)
     assert not found.passed
     assert "contract.json" in found.reason
 
 
 def test_another_model_is_told_by_its_scores(workshop: Workshop, trained: Path) -> None:
-    edit_json(workshop, "tuning/best.json", lambda best: best["params"].update(max_iter=best["params"]["max_iter"] - 1))
+    workshop.edit_json("tuning/best.json", lambda best: best["params"].update(max_iter=best["params"]["max_iter"] - 1))
     workshop.run(".venv/bin/python", "-m", "flows.train", str(trained))
     for name in ("golden.json", "reference.json", "baseline.json", "contract.json", "lineage.json"):
         shutil.copy(workshop["bundle"] / name, trained / name)  # all figures forged, but for the platform
@@ -75,7 +76,7 @@ def test_reports_of_another_platform_may_round_figures_and_draw_otherwise(worksh
     def round_otherwise(metrics: Any) -> None:
         metrics["model"]["roc_auc"]["value"] *= 1 + 1e-9
 
-    edit_json(workshop, "reports/metrics.json", round_otherwise)
+    workshop.edit_json("reports/metrics.json", round_otherwise)
     workshop.edit("reports/index.html", lambda page: page.replace("M 0 240", "M 0.01 240", 1))
     assert told(workshop, trained) == []
 
@@ -86,7 +87,7 @@ def test_reports_of_another_platform_may_not_say_something_else(workshop: Worksh
     def please(metrics: Any) -> None:
         metrics["model"]["roc_auc"]["value"] += 0.001
 
-    edit_json(workshop, "reports/metrics.json", please)
+    workshop.edit_json("reports/metrics.json", please)
     workshop.edit("reports/card.md", lambda card: card.replace("Limits", "Merits", 1))
     found = told(workshop, trained)
     assert len(found) == 2

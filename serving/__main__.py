@@ -20,6 +20,7 @@ from serving.settings import Settings, read_settings
 from serving.telemetry import Log, log_of_libraries
 
 _CLIENTS_A_TURN = 16
+_COLLECTED_AFTER = 20_000  # objects more than there were
 
 
 def main(features: Features = own_features, *, check: bool = False) -> None:
@@ -41,6 +42,7 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
     app.service.keep()
     gc.collect()
     gc.freeze()  # the collector need not look again at what stays
+    gc.set_threshold(_COLLECTED_AFTER, 20, 20)  # nor often at requests, which leave next to nothing behind
     refused = app.service.metrics.refused
     limits = Limits(settings.read_timeout_s, settings.write_timeout_s, settings.max_connections, refused)
     try:

@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -37,6 +37,32 @@ def limited(limits: Limits) -> type["Connection"]:
     return type("Limited", (Connection,), {"limits": limits})
 
 
+class Whole:
+    """A transport that sends an answer's head with its body: one system call, and one packet, instead of two."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send data, behind what waits; or let it wait for what comes in the same turn of the loop."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif data:
+            self._head = data
+            self._loop.call_soon(self.write, b"")
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """One connection."""
 
@@ -48,7 +74,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """It may be silent for as long as between two requests."""
-        super().connection_made(transport)
+        super().connection_made(Whole(transport, self.loop))  # type: ignore[arg-type]  # it is one, as far as is needed
         self.ws_protocol_class = None
         first = max(self.timeout_keep_alive, self.limits.read_timeout_s)
         self.timeout_keep_alive_task = self.loop.call_later(first, self.timeout_keep_alive_handler)

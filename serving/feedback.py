@@ -46,7 +46,7 @@ class Feedback:
         not fit, by its position in the list."""
         try:
             decoded: Any = self._decoder.decode(body)
-            return decoded.outcomes  # type: ignore[no-any-return]
+            return decoded.outcomes  # type: ignore[no-any-return]  # made at run time
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             given = parse_json(body)
         if not isinstance(given, dict) or set(given) != {"outcomes"} or not isinstance(given["outcomes"], list):
@@ -55,7 +55,7 @@ class Feedback:
         if not 0 < len(records) <= MOST:
             raise (TooManyRows if records else RowError)(f"expected 1 to {MOST:,} outcomes, got {len(records):,}")
         try:
-            return msgspec.convert(given, self.request).outcomes  # type: ignore[no-any-return]
+            return msgspec.convert(given, self.request).outcomes  # type: ignore[no-any-return]  # made at run time
         except msgspec.ValidationError:
             raise row_error(self._errors(records)) from None
 

@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit(f"image: {error}")
     if status := subprocess.run(command, cwd=ROOT, check=False).returncode:  # noqa: S603 - podman or docker
         sys.exit(status)
-    print("built", *names)  # noqa: T201
+    print("built", *names)  # noqa: T201 - its output
 
 
 def engine(environment: Mapping[str, str]) -> str:

@@ -128,7 +128,7 @@ class Column:
     def array_of_json(self, values: Sequence[Any]) -> np.ndarray:
         """JSON values as that array; RowError names those that do not fit."""
         try:
-            checked = msgspec.convert(values, list[self.type])  # type: ignore[name-defined]
+            checked = msgspec.convert(values, list[self.type])  # type: ignore[name-defined]  # made at run time
         except msgspec.ValidationError:
             wrong = (self.error(row, value) for row, value in enumerate(values) if not self.fits(value))
             raise row_error(wrong) from None
@@ -176,7 +176,7 @@ class Inputs:
             kw_only=True,
             gc=False,
         )
-        several = Annotated[list[self.row], Meta(min_length=1)]  # type: ignore[name-defined]
+        several = Annotated[list[self.row], Meta(min_length=1)]  # type: ignore[name-defined]  # made at run time
         self.request: Any = msgspec.defstruct("Rows", [("rows", several)], forbid_unknown_fields=True)
         self._several = several
         self._known = f"a column of the contract, which are {few(self.by_name)}"
@@ -191,7 +191,7 @@ class Inputs:
         try:
             decoded: Any = self._decoder.decode(body)
             check_count(len(decoded.rows), most)
-            return decoded.rows  # type: ignore[no-any-return]
+            return decoded.rows  # type: ignore[no-any-return]  # made at run time
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             given = parse_json(body)
         if not isinstance(given, dict) or set(given) != {"rows"}:

@@ -246,7 +246,7 @@ class Span:
 class Tracing:
     """Nothing is recorded: the trace of a request that has one goes on under a new span's id (W3C Trace Context)."""
 
-    def begin(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Span | None:  # noqa: ARG002
+    def begin(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Span | None:  # noqa: ARG002 - for those who record
         """The span of a request."""
         matched = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
         if not matched:

@@ -5,6 +5,7 @@ schedule; prefect.yaml says when.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,10 +61,10 @@ def schedule() -> None:
     os.environ.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)  # a worker's log is what it has to say
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     pool = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"][0]["work_pool"]["name"]
-    create = [*prefect, "work-pool", "create", pool, "--type", "process"]
-    subprocess.run(create, capture_output=True, check=False)  # noqa: S603 - fails where it is there already
+    subprocess.run([*prefect, "work-pool", "create", pool, "--type", "process"], capture_output=True, check=False)  # noqa: S603 - fails where it is there already
     subprocess.run([*prefect, "deploy", "--all"], check=True)  # noqa: S603 - Prefect
     say(f"Prefect  {url.removesuffix('/api')}")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's `&` ignores it, and a worker that does ends on no signal
     os.execv(sys.executable, [*prefect, "worker", "start", "--pool", pool])  # noqa: S606 - no orphan: it is this process
 
 

@@ -86,7 +86,7 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.fixture
 def project(served):
-    """A repository whose schedule is due every few seconds, with a source of four months, the last of them bad."""
+    """A repository whose schedule is due four times a minute, with a source of four months, the last of them bad."""
     copied = ("flows/pipeline.py", "flows/repro.py", "flows/repository.py", "src/pipeline/compare.py", "prefect.toml")
     for name in copied:
         served.write(name, (REPOSITORY / name).read_text())
@@ -99,7 +99,7 @@ def project(served):
     served.write(".dvc/config", "[core]\n    analytics = false\n    no_scm = true\n")
     declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
     [deployment] = declared["deployments"]
-    deployment["schedules"] = [{"interval": 5}]
+    deployment["schedules"] = [{"interval": 15}]
     deployment["parameters"] = {"until": "2013-03", "notify": "custom-webhook/on-call"}
     served.write("prefect.yaml", yaml.safe_dump(declared))
     (served.path / ".venv").symlink_to(sys.prefix)
@@ -112,7 +112,8 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
     subprocess.run([sys.executable, "-c", SAVE_BLOCK, address], cwd=project.path, env=environment, check=True)
     log = project.path / "schedule.log"
     with log.open("w") as file:
-        command = [sys.executable, "-m", "flows.pipeline"]
+        background = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]  # as `&` in a script starts it
+        command = [*background, sys.executable, "-m", "flows.pipeline"]
         process = subprocess.Popen(command, cwd=project.path, env=project.environment(), stdout=file, stderr=file)
     try:
         until(lambda: received, log)

@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from pipeline.scoring import Columns
 from serving.problems import Answer, Problem
 from serving.release import Release
-from serving.rows import RowError, check_count, parse_json
+from serving.rows import RowError, check_count, parse_json, shown
 
 INFER, INFER_VERSION = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 Source = Literal["model", "challenger", "baseline"]
@@ -159,7 +159,7 @@ class Invocations:
             lengths = {name: len(values) for name, values in columns.items()}
             check_count(max(lengths.values(), default=0), self._most)
             if len(set(lengths.values())) > 1:
-                raise RowError(f"inputs: expected columns of one length, got {lengths}")
+                raise RowError(f"inputs: expected columns of one length, got {shown(lengths)}")
             return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return given
 

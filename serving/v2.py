@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from serving.problems import Answer
 from serving.protocols import BINARY, JSON, Asked, Call, Scored, converted
 from serving.release import Release
-from serving.rows import Column, RowError, check_count, parse_json
+from serving.rows import Column, RowError, check_count, parse_json, shown
 
 _HEADER_LENGTH = b"inference-header-content-length"
 _DIGITS = 18  # of a length that is worth reading
@@ -78,10 +78,12 @@ class Infer:
         given, rest = {}, memoryview(call.body)[int(length) :]
         for tensor in request.inputs:
             if tensor.name in given or tensor.name not in self._inputs.by_name:
-                raise RowError(f"inputs: expected each of {', '.join(self._inputs.by_name)} once, got '{tensor.name}'")
+                names = ", ".join(self._inputs.by_name)
+                raise RowError(f"inputs: expected each of {names} once, got '{shown(tensor.name)}'")
             size = tensor.parameters.get("binary_data_size", 0)
             if type(size) is not int or not 0 <= size <= len(rest):
-                raise RowError(f"input '{tensor.name}': expected a binary_data_size of at most {len(rest)}, got {size}")
+                came = shown(size)
+                raise RowError(f"input '{tensor.name}': expected a binary_data_size of at most {len(rest)}, got {came}")
             check_count(max(tensor.shape, default=0), self._most)
             given[tensor.name] = _read_tensor(tensor, bytes(rest[:size]), self._inputs.by_name[tensor.name])
             rest = rest[size:]
@@ -129,9 +131,9 @@ def _read_tensor(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
     """A tensor of shape [n] or [n, 1] as the column's array."""
     where = f"input '{tensor.name}'"
     if tensor.datatype not in (NUMBERS if column.numeric else ("BYTES",)):
-        raise RowError(f"{where}: expected datatype {_datatype(column)}, got {tensor.datatype}")
+        raise RowError(f"{where}: expected datatype {_datatype(column)}, got {shown(tensor.datatype)}")
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]):
-        raise RowError(f"{where}: expected shape [n] or [n, 1], got {tensor.shape}")
+        raise RowError(f"{where}: expected shape [n] or [n, 1], got {shown(tensor.shape)}")
     if tensor.parameters.keys() - {"binary_data_size"}:
         raise RowError(f"{where}: expected no parameters but binary_data_size")
     if (tensor.data is UNSET) != ("binary_data_size" in tensor.parameters):

@@ -77,7 +77,7 @@ def mlflows(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def ours(clone: Clone) -> Iterator[httpx.Client]:
     """This project's service, in its own environment."""
     port = free_port()
-    told = {"SERVING_PORT": str(port), "SERVING_INSPECTED": "0"}
+    told = {"SERVING_PORT": str(port), "SERVING_INSPECTED": "0", "SERVING_OPEN": "1"}
     with answering([SERVING, "-m", "serving"], clone, port, **told) as client:
         yield client
 

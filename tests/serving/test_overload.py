@@ -246,7 +246,7 @@ def test_at_four_times_the_sustainable_load_requests_are_answered_or_refused_and
         assert told.keys() == {200, 503}
         assert told[503] > told[200]
         assert told[200] > 0.1 * len(sustained) / 3 * seconds
-        assert p99(answers) < 20 * p99(sustained)
+        assert p99(answers) < 15 * p99(sustained)
         third = len(megabytes) // 3
         assert max(megabytes[-third:]) < max(megabytes[:third]) + 30
         await until(lambda: nothing_under_way(server))
@@ -370,8 +370,8 @@ def test_two_hundred_slow_clients_are_cut_off_and_in_nobodys_way(made: Made, tmp
         clients = await connect_many(server, 200)
         heads, bodies, silent, deaf = clients[:30], clients[30:140], clients[140:170], clients[170:]
         for client in bodies:
-            client.transport.write(head(100))
-        dripping = [asyncio.create_task(drip(client, sent)) for client in heads + bodies]
+            client.transport.write(head(1000))
+        dripping = [asyncio.create_task(drip(client, b"GET /" + b"x" * 1000)) for client in heads + bodies]
         for client in deaf:
             client.transport.pause_reading()
             client.transport.write(get("/openapi.json") * 1000)
@@ -384,7 +384,7 @@ def test_two_hundred_slow_clients_are_cut_off_and_in_nobodys_way(made: Made, tmp
         assert await figure(server, 'serving_requests_total{route="other",status="200"}') < 1000 * len(deaf)
 
     async def all_gone(server: Server, clients: list[Client], most: float) -> None:
-        await asyncio.gather(*(client.closed.wait() for client in clients))
+        await asyncio.wait_for(asyncio.gather(*(client.closed.wait() for client in clients)), LONG_S)
         await until(lambda: few_are_left(server, most))  # of the deaf too, who do not hear that they are cut off
 
     async def few_are_left(server: Server, most: float) -> bool:

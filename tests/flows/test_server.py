@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import StateType
+from prefect.states import Running
 
 from flows import server
 
@@ -79,12 +83,12 @@ def test_a_server_that_cannot_start_is_none(scratch) -> None:
 
 def test_what_a_dead_server_left_running_is_ended_by_the_next(scratch, serve) -> None:
     first = serve(scratch)
-    flow = post("flows", {"name": "left"})
-    run = post("flow_runs", {"name": "left", "flow_id": flow["id"], "state": {"type": "RUNNING"}})
+    with SyncPrefectClient(first.url()) as client:
+        run = client.create_flow_run(flow(lambda: None, name="left"), state=Running())
     first.process.kill()
     first.stop()
-    with server.running() as url:
-        assert httpx.get(f"{url}/flow_runs/{run['id']}").json()["state_type"] == "CRASHED"
+    with server.running() as url, SyncPrefectClient(url) as client:
+        assert client.read_flow_run(run.id).state_type == StateType.CRASHED
 
 
 def test_a_tied_command_ends_with_its_parent_and_tells_its_end(scratch) -> None:
@@ -98,12 +102,6 @@ def test_a_tied_command_ends_with_its_parent_and_tells_its_end(scratch) -> None:
     assert tied.process is not None
     assert tied.process.wait(30) == 3
     tied.stop()
-
-
-def post(route: str, body: object) -> dict[str, str]:
-    """Make something on the server of the repository."""
-    made: dict[str, str] = httpx.post(f"{server.recorded()}/{route}/", json=body).raise_for_status().json()
-    return made
 
 
 def eventually(true: Callable[[], bool]) -> None:

@@ -14,8 +14,8 @@ OLDEST = (3, 11)
 NEEDED = ("pandas", "pandera", "prefect", "pydantic", "sklearn", "yaml")
 THREADS = "1"  # one and the same everywhere, and the fastest: a histogram is too little work to share out
 
-if sys.path[0] != os.path.join(ROOT, "src"):  # noqa: PTH118
-    sys.path.insert(0, os.path.join(ROOT, "src"))  # noqa: PTH118
+if sys.path[0] != os.path.join(ROOT, "src"):  # noqa: PTH118 - as above
+    sys.path.insert(0, os.path.join(ROOT, "src"))  # noqa: PTH118 - as above
 
 
 def anchor() -> str:
@@ -57,16 +57,16 @@ def _own_python() -> None:
     if os.environ.get("FLOWS_STARTED") == str(os.getpid()):
         return
     for folder in (anchor(), ROOT):
-        venv = os.path.join(folder, ".venv")  # noqa: PTH118
+        venv = os.path.join(folder, ".venv")  # noqa: PTH118 - as above
         if os.path.realpath(venv) == os.path.realpath(sys.prefix):
             return
-        if os.path.exists(venv + "/bin/python"):  # noqa: PTH110
+        if os.path.exists(venv + "/bin/python"):  # noqa: PTH110 - as above
             os.environ["FLOWS_STARTED"] = str(os.getpid())
             sys.stdout.flush()
-            os.execv(venv + "/bin/python", [venv + "/bin/python"] + _arguments())  # noqa: RUF005, S606
+            os.execv(venv + "/bin/python", [venv + "/bin/python"] + _arguments())  # noqa: RUF005, S606 - our own Python, by what 3.6 parses
     if sys.version_info[:2] < OLDEST:
         found = sys.version.split()[0]
-        sys.exit("expected Python 3.11 or newer, this is %s (%s); run `make repro` first" % (found, sys.executable))  # noqa: UP031
+        sys.exit("expected Python 3.11 or newer, this is %s (%s); run `make repro` first" % (found, sys.executable))  # noqa: UP031 - as 3.6 parses it
     from importlib.util import find_spec
 
     missing = [name for name in NEEDED if find_spec(name) is None]

@@ -1,6 +1,7 @@
 """A fitted model as a skops archive, for where ONNX cannot express it. Change here to trust another type.
 
-The service reads it too, so nothing here needs more than numpy, scikit-learn and skops.
+The service reads it too, so nothing here needs more than numpy, scikit-learn and skops; which is loaded only where it
+is needed, since it loads all of scikit-learn.
 """
 
 import hashlib
@@ -10,10 +11,8 @@ import zipfile
 from typing import Any
 
 import numpy as np
-import skops.io
 from numpy.typing import NDArray
 from sklearn.base import is_classifier
-from skops.io.exceptions import UntrustedTypesFoundException
 
 from pipeline.errors import InputError
 
@@ -35,6 +34,8 @@ TRUSTED = (
 
 def to_skops(model: Any) -> bytes:
     """A skops archive that depends on the model alone: without memory addresses, and with arrays named by content."""
+    import skops.io
+
     with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as written:
         files = {name: _without_padding(name, written.read(name)) for name in written.namelist()}
     schema = json.loads(files.pop("schema.json"))
@@ -52,6 +53,9 @@ def to_skops(model: Any) -> bytes:
 
 def from_skops(data: bytes) -> Any:
     """The model of a skops archive. Raises InputError where a type is neither skops's own nor in TRUSTED."""
+    import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
     try:
         return skops.io.loads(data, trusted=list(TRUSTED))
     except UntrustedTypesFoundException as error:

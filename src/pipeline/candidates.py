@@ -1,13 +1,15 @@
 """What a candidate estimator is. Change here to give the problem's models something more to know."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import optuna
 from sklearn.base import BaseEstimator
 
 from pipeline.contract import Task
 from pipeline.scoring import Feature
+
+if TYPE_CHECKING:
+    import optuna  # only the search needs it
 
 Settings = Mapping[str, bool | int | float | str]
 
@@ -19,7 +21,7 @@ class Candidate(NamedTuple):
     missing or unseen), the task and a seed, and returns an unfitted scikit-learn estimator.
     """
 
-    space: Callable[[optuna.Trial], Settings]
+    space: Callable[["optuna.Trial"], Settings]
     build: Callable[[Settings, Sequence[Feature], Task, int], BaseEstimator]
 
 

@@ -131,12 +131,13 @@ def evaluate(
             ),
             "importance": importance(matrix, judged, scorer.model, scorer.spec, metric=metric, blocks=blocks, how=how),
             "errors": worst_errors(test, judged, contract, classes),
-            "backtest": waiting.result()[0],
-            "waiting": waiting.result()[1],
-            "simpler": as_good.result(),
         }
-    found = _broken(rows, contract)
-    late = found["reason"].str.startswith(LATE)
+        found = _broken(rows, contract)
+        late = found["reason"].str.startswith(LATE)
+        alone = single_feature_scores(features_of(test), test[contract.target.name], contract.task)
+        shap = shap_values(matrix, scorer.model, params.seed)
+        tables["backtest"], tables["waiting"] = waiting.result()
+        tables["simpler"] = as_good.result()
     prepared = [(Path(f"prepared/{name}.parquet"), len(splits[name])) for name in SPLITS]
     return Evaluation(
         rows=len(test),
@@ -147,10 +148,10 @@ def evaluate(
         gains={name: _gains(drawn["model"], drawn[name], how.confidence) for name in ("simple", "naive")},
         tables=tables,
         curves=_curves(judged.truth, judged.scores, judged.decision, classes),
-        shap=shap_values(matrix, scorer.model, params.seed),
+        shap=shap,
         violations=_sentences(found[~late], rows, prepared) + _other_contract(contract, splits["train"], described),
         late=_sentences(found[late], rows, prepared),
-        single_features=single_feature_scores(features_of(test), test[contract.target.name], contract.task),
+        single_features=alone,
         golden_gap=scorer.golden_gap(bundle["golden.json"]),
         tolerance=TOLERANCE,
         deviation=float(judged.truth.std()),

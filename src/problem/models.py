@@ -1,8 +1,8 @@
 """The estimators that compete, each with its search space. Change here to let another one compete."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import optuna
 from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -15,8 +15,11 @@ from pipeline.candidates import Candidate, Settings, positions
 from pipeline.contract import Task
 from pipeline.scoring import Feature
 
+if TYPE_CHECKING:
+    import optuna  # only the search needs it
 
-def _logistic_space(trial: optuna.Trial) -> Settings:
+
+def _logistic_space(trial: "optuna.Trial") -> Settings:
     return {"C": trial.suggest_float("C", 1e-3, 10.0, log=True)}
 
 
@@ -34,7 +37,7 @@ def _logistic(settings: Settings, spec: Sequence[Feature], _task: Task, seed: in
     return make_pipeline(columns, LogisticRegression(**settings, max_iter=500, random_state=seed))
 
 
-def _boosting_space(trial: optuna.Trial) -> Settings:
+def _boosting_space(trial: "optuna.Trial") -> Settings:
     return {
         "learning_rate": trial.suggest_float("learning_rate", 0.03, 0.3, log=True),
         "max_iter": trial.suggest_int("max_iter", 20, 100, step=20),

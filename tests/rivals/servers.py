@@ -63,6 +63,14 @@ def servers(folder: Path, inputs: Rows) -> dict[str, Server]:
             environment=ours,
             headers={"Authorization": f"Bearer {key}"},
         ),
+        "service-sklearn": Server(
+            "serving/.venv-sklearn",
+            "{bin}/python -m serving",
+            "/predict",
+            in_rows,
+            environment={**ours, "SERVING_MODEL_DIR": f"{folder}/bundle"},
+            headers={"Authorization": f"Bearer {key}"},
+        ),
         "hello": Server("serving/.venv", f"{uvicorn} tests.rivals.hello:app", "/"),
         "tutorial": Server(
             "tutorial", f"{uvicorn} tests.rivals.tutorial:app", "/predict", in_rows, environment=pipeline

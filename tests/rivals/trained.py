@@ -1,7 +1,9 @@
-"""The model of the bundle as scikit-learn holds it: raw rows in, probabilities out, saved as each rival reads it."""
+"""The model of the bundle as scikit-learn holds it: raw rows in, probabilities out, saved as each rival reads it, and
+as a bundle that the service runs on scikit-learn."""
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
 
+from pipeline.archive import to_skops
 from pipeline.prepared import Inputs, feature_spec, features_of, read_prepared
 from pipeline.train import calibrate
 from problem.models import CANDIDATES
@@ -55,3 +58,15 @@ def save(model: Any, folder: Path) -> None:
     for name, more in (("mlserver", {}), ("mlserver-batching", batching)):
         (folder / name).mkdir()
         (folder / name / "model-settings.json").write_text(json.dumps({**settings, **where, **more}))
+    _save_bundle(model, folder / "bundle")
+
+
+def _save_bundle(model: Any, folder: Path) -> None:
+    _, columns, last = model.steps
+    shutil.copytree(ROOT / "bundle", folder, ignore=shutil.ignore_patterns("model.onnx"))
+    contract = json.loads((folder / "contract.json").read_text())
+    order = [name.split("__")[-1] for name in columns[1].get_feature_names_out()]
+    contract["features"].sort(key=lambda feature: order.index(feature["name"]))
+    (folder / "contract.json").write_text(json.dumps({**contract, "runtime": "sklearn"}))
+    last[1].cv = None  # as in training: skops trusts no splitter
+    (folder / "pipeline.skops").write_bytes(to_skops(last[1]))

@@ -30,7 +30,7 @@ check: .venv/.ready serving/.venv/.ready ## format, lint, types, layers: what a 
 bench: .venv/.ready ## measure what the pipeline costs, as in docs/benchmarks.md
 	@$(PY) -m tests.bench
 
-bench-serving: .venv/.ready serving/.venv/.ready ## measure what a prediction costs, beside its rivals; needs wrk
+bench-serving: .venv/.ready serving/.venv/.ready serving/.venv-sklearn/.ready ## measure what a prediction costs, beside its rivals; needs wrk
 	@PYTHONPATH=src $(PY) -m tests.bench_serving
 
 ui: .venv/.ready ## show MLflow's and Prefect's interfaces

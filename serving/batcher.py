@@ -34,7 +34,6 @@ class Batcher(Generic[Asked, Answered]):
             while self._waiting:
                 taken, self._waiting = self._waiting, []
                 await self._hand_out(taken)
-                await asyncio.sleep(0)  # whoever has arrived meanwhile joins the queue
         finally:
             self._work = None
 

@@ -5,13 +5,14 @@ here to do more with a score.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from pipeline.journal import Journal
 from pipeline.scoring import Columns
@@ -37,15 +38,17 @@ class Entry(Struct):
     model: str
     source: str
     scores: Sequence[Any]
-    rows: Sequence[Any] | UnsetType = UNSET
+    rows: Sequence[Any] | Raw | UnsetType = UNSET
     columns: dict[str, list[Any]] | UnsetType = UNSET
 
 
-class Request(NamedTuple):
-    """What a client asked, and under which id."""
+@dataclass(slots=True)
+class Request:
+    """What a client asked, and under which id; `rows` as the prediction log has them, once that is made."""
 
     id: str
     asked: Asked
+    rows: Raw | None = None
 
 
 class Desk(NamedTuple):
@@ -88,9 +91,13 @@ class Live:
 
     async def score(self, request: Request) -> Scored | None:
         """The scores of a request's rows; None where a challenger has none."""
-        if request.asked.size > INLINE_ROWS:
-            return (await self._answer([request]))[0]
-        return await self._batcher.ask(request)
+        if request.asked.size <= INLINE_ROWS:
+            return await self._batcher.ask(request)
+        answering = asyncio.create_task(self._answer([request]))
+        for _ in range(2):  # turns of the loop, after which the threads have begun
+            await asyncio.sleep(0)
+        request.rows = Raw(self._encode(request.asked.rows))  # meanwhile
+        return (await answering)[0]
 
     async def _answer(self, requests: Sequence[Request]) -> Sequence[Scored | None]:
         columns = self._columns([request.asked for request in requests])
@@ -173,7 +180,7 @@ class Live:
             answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
             entry = Entry(time, request.id, self.release.hash, source, values[part])
             if asked.columns is None:
-                entry.rows = asked.rows
+                entry.rows = request.rows or asked.rows
             else:
                 entry.columns = {name: column.tolist() for name, column in asked.columns.items()}
             entries.append(self._encode(entry))

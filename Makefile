@@ -3,7 +3,9 @@
 
 PY := .venv/bin/python
 SERVING_PY := serving/.venv/bin/python
+TOOLS := .github/.venv/bin
 PORT ?= 8000
+SBOM ?= .cache/sbom.json
 export HOST_PATH := $(PATH)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
@@ -12,10 +14,10 @@ export ORT_DISABLE_TELEMETRY := 1
 export PRE_COMMIT_HOME := $(CURDIR)/.cache/pre-commit
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV # of other projects
 
-.PHONY: help repro test check bench bench-serving ui schedule serve image test-image lock clean clone again
+.PHONY: help repro test check check-workflows check-deploy audit rules bench bench-serving ui schedule serve image smoke test-image sbom lock check-lock clean clone again
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 repro: .venv/.ready ## pull the data, run the whole pipeline, compare with what is recorded
 	@$(PY) -m flows.repro
@@ -26,6 +28,29 @@ test: .venv/.ready serving/.venv/.ready ## run every test, but for those of the 
 
 check: .venv/.ready serving/.venv/.ready ## format, lint, types, layers: what a pull request must pass
 	@$(PY) -m pre_commit run --all-files
+
+check-workflows: check-deploy .github/.venv/.ready ## what .github/ must pass; zizmor asks GitHub too where GH_TOKEN is set
+	@$(TOOLS)/actionlint -shellcheck= -pyflakes=
+	@$(TOOLS)/zizmor --quiet $(if $(GH_TOKEN),,--offline) .
+	@$(TOOLS)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(TOOLS)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+
+check-deploy: .github/.venv/.ready ## hold deploy/ against Kubernetes' schemas; needs kubectl
+	@mkdir -p .cache && for overlay in staging production; do \
+		kubectl kustomize deploy/$$overlay > .cache/$$overlay.yaml || exit; \
+		said=$$($(TOOLS)/kubernetes-validate --strict --quiet .cache/$$overlay.yaml) && [ ! "$$said" ] || { echo "$$said"; exit 1; }; \
+	done
+
+audit: .github/.venv/.ready ## look every locked package up among the known vulnerabilities
+	@$(TOOLS)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes $(addprefix -r ,$(LOCKS))
+
+rules: ## let the repository on GitHub have the rules of .github/rulesets; needs gh, logged in as an administrator
+	@for file in .github/rulesets/*.json; do \
+		name=$$(basename $$file .json); \
+		id=$$(gh api 'repos/{owner}/{repo}/rulesets?includes_parents=false' --jq ".[] | select(.name == \"$$name\").id") || exit; \
+		gh api --silent --method $$([ "$$id" ] && echo PUT || echo POST) "repos/{owner}/{repo}/rulesets$${id:+/$$id}" --input $$file || exit; \
+		echo "$$file: in force"; \
+	done
 
 bench: .venv/.ready ## measure what the pipeline costs, as in docs/benchmarks.md
 	@$(PY) -m tests.bench
@@ -48,21 +73,37 @@ image: $(SERVED)/.ready ## build the container of a model that passed its inspec
 	@$(SERVED)/bin/python -m serving --check
 	@$(PY) -m serving.image
 
+smoke: .venv/.ready ## run the image that was built, and ask it what the model is known to answer (RUN='podman run')
+	@$(PY) -m pytest tests/container/test_service.py -k golden
+
 test-image: image ## build it, run it and test it from outside (RUN='podman run')
 	@$(PY) -m pytest tests/container
 
-COMPILE := $(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+sbom: .github/.venv/.ready ## the bill of materials of that container, as CycloneDX (SBOM=.cache/sbom.json)
+	@mkdir -p $(dir $(SBOM)) && $(TOOLS)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM) \
+		$(SERVED:serving/.venv%=serving/requirements%.lock)
+
+UPGRADE := --upgrade
+COMPILE = $(PY) -m uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
+LOCKS := requirements.lock serving/requirements.lock serving/requirements-sklearn.lock tests/serving/requirements.lock \
+	.github/requirements.lock
 lock: .venv/.ready ## renew every lock: the service has what the pipeline has
 	@$(COMPILE) --group dev -o requirements.lock pyproject.toml
 	@for name in serving/requirements serving/requirements-sklearn tests/serving/requirements; do \
 		$(COMPILE) -c requirements.lock -o $$name.lock $$name.in || exit; done
+	@$(COMPILE) -o .github/requirements.lock .github/requirements.in
+
+check-lock: UPGRADE :=
+check-lock: lock ## whether the locks still satisfy what they are made from
+	@git diff --exit-code --stat -- $(LOCKS) || { echo "make: expected the locks to satisfy pyproject.toml and *.in;" \
+		"now they do: commit them" >&2; exit 1; }
 
 clean: ## remove what the project made; data that only this folder holds stays
 	@if [ -x $(PY) ] && $(PY) -m dvc status --quiet --cloud --all-commits data.dvc 2>/dev/null; \
 	then rm -rf data .dvc/cache; \
 	else echo "data/ and .dvc/cache stay: no remote holds all of them, see \`dvc push\`"; fi
-	@rm -rf .venv serving/.venv* .serving .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
+	@rm -rf .venv serving/.venv* .github/.venv .serving .prefect .cache .tuning prepared tuning bundle reports inspection mlartifacts mlflow.db* .dvc/tmp .*_cache .coverage
 	@find src flows serving tests -name __pycache__ -prune -exec rm -rf {} +
 
 clone:
@@ -76,7 +117,8 @@ endif
 	@sh -euc "$$SETUP"
 serving/.venv/.ready: tests/serving/requirements.lock
 serving/.venv-sklearn/.ready: serving/requirements-sklearn.lock
-serving/.venv/.ready serving/.venv-sklearn/.ready: .venv/.ready
+.github/.venv/.ready: .github/requirements.lock
+serving/.venv/.ready serving/.venv-sklearn/.ready .github/.venv/.ready: .venv/.ready
 	@sh -euc "$$SETUP_SERVING" make $(@D) $(filter %.lock,$^)
 
 define INSTALL
@@ -136,7 +178,7 @@ if [ "$$("$$1/bin/python" --version 2>&1)" != "$$(.venv/bin/python --version)" ]
     rm -rf "$$1"
     .venv/bin/python -m venv --without-pip "$$1"
 fi
-echo "installing the service's locked packages into $$1, once"
+echo "installing the packages of $$2 into $$1, once"
 uv=$$(command -v uv) || uv=.venv/bin/uv
 install "$$1" "$$2"
 touch "$$1/.ready"

@@ -74,8 +74,8 @@ SYNC_SERVING = SYNC.replace(".venv/", "serving/.venv/").replace(" requirements",
 
 def test_make_alone_lists_the_commands(clone: Clone) -> None:
     listed = clone.make().stdout.splitlines()
-    commands = ["repro", "test", "check", "bench", "bench-serving", "ui", "schedule", "serve", "image", "test-image"]
-    commands += ["lock", "clean"]
+    commands = ["repro", "test", "check", "check-workflows", "check-deploy", "audit", "rules", "bench", "bench-serving"]
+    commands += ["ui", "schedule", "serve", "image", "smoke", "test-image", "sbom", "lock", "check-lock", "clean"]
     assert [line.split()[1] for line in listed] == commands
     assert all(len(line.split()) > 4 for line in listed)
     assert sorted(path.name for path in clone.path.iterdir()) == [".git", "Makefile", "requirements.lock", "tests"]
@@ -101,7 +101,8 @@ def test_a_renewed_lock_is_installed(ready: Clone) -> None:
 def test_the_service_has_an_environment_of_its_own(ready: Clone) -> None:
     first = ready.make("serving/.venv/.ready")
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.splitlines()[-1] == "installing the service's locked packages into serving/.venv, once"
+    told = "installing the packages of tests/serving/requirements.lock into serving/.venv, once"
+    assert first.stdout.splitlines()[-1] == told
     ready.make("serving/.venv/.ready")
     assert calls(ready) == [SYNC, SYNC_SERVING]
     os.utime(ready.path / "tests/serving/requirements.lock", (2**32, 2**32))

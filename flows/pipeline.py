@@ -1,9 +1,10 @@
 """The flow for schedules: new data, `dvc repro`, the report, and a notice where it fails. Change here to do more on
 schedule; prefect.yaml says when.
 
-`python -m flows.pipeline` (`make schedule`) deploys it and works it off until Ctrl-C.
+`python -m flows.pipeline` (`make schedule`) deploys it and works it off until Ctrl-C; with `--once` it runs here, now.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from prefect import flow
 from flows import server
 from flows.ingest import ingest_next
 from flows.repro import dvc, inspected, log_missing
-from flows.stage import artifact, say
+from flows.stage import artifact, run, say
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,6 +55,15 @@ def pipeline(until: str | None = None, notify: str | None = None) -> None:  # no
         raise InputError("expected an airworthy model, but the inspection did not pass it; see its verdicts")
 
 
+def once() -> None:
+    """Run the flow; InputError where no new data came, since then there is nothing new to learn."""
+    record = Path("data.dvc")
+    before = record.read_bytes()
+    pipeline.fn()
+    if record.read_bytes() == before:
+        raise InputError("expected another period of data, but the source has none yet; come back when it has")
+
+
 def schedule() -> None:
     """Deploy what prefect.yaml declares, and become the worker that runs it until Ctrl-C."""
     url = os.environ.get("PREFECT_API_URL") or _own_server()
@@ -79,4 +89,9 @@ def _own_server() -> str:
 
 
 if __name__ == "__main__":
-    schedule()
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=schedule.__doc__)
+    parser.add_argument("--once", action="store_true", help="run it once, now; fails where the source has nothing new")
+    if parser.parse_args().once:
+        run(once, tracked=False)
+    else:
+        schedule()

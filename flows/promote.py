@@ -15,6 +15,7 @@ from flows import ledger, registry
 from flows.approval import approved
 from flows.history import red
 from flows.ledger import Refused
+from flows.recorded import lacking_in_remote
 from flows.register import INSPECTED, LOCK, bundle_hash, described, uncommitted
 from flows.stage import child_environment, run, say
 from pipeline.canonical import file_hash
@@ -24,13 +25,17 @@ METRICS = Path("reports/metrics.json")
 _JUDGES = ("src", "flows")  # beside what goes into the model
 
 
-def promote(by: str | None, because: str, emergency: bool = False) -> None:
-    """Let the bundle on disk fly. `emergency`: although it is grounded, which is shown wherever it is."""
+def promote(by: str | None, because: str, emergency: bool = False, once: bool = False) -> None:
+    """Let the bundle on disk fly. `emergency`: although it is grounded, which is shown wherever it is. `once`: nothing
+    is to be done where it flies already."""
     approval = approved(by, because)
     ledger.tagger()
     flown = ledger.entries(fetch=True)
     registry.follow(flown)
     commit, bundle = ledger.git("rev-parse", "HEAD"), bundle_hash()
+    if once and (newest := ledger.newest(flown)) and newest.bundle == bundle:
+        say(f"{newest.tag}: bundle {bundle[:12]} is the champion already")
+        return
     check_ready(flown, commit, bundle)
     verdict = inspected(flown, bundle)
     grounds = grounding(verdict, emergency=emergency)
@@ -65,13 +70,10 @@ def check_ready(flown: ledger.Flown, commit: str, bundle: str) -> None:
             "is a tag on a commit), or put them back"
         )
     with ledger.checked_out(commit) as clone:
-        command = [sys.executable, "-m", "dvc", "status", "--cloud", "--json"]
-        done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)  # noqa: S603 - DVC
-    if done.returncode:
-        raise InputError(f"expected DVC's remote to answer, got: {done.stderr.strip()[-300:]}; see `dvc remote list`")
-    if lacking := [name for name, state in json.loads(done.stdout).items() if state in ("new", "missing")]:
+        lacking = lacking_in_remote(clone)
+    if lacking:
         raise Refused(
-            f"expected all that dvc.lock records in DVC's remote, which lacks {', '.join(sorted(lacking)[:5])}; run "
+            f"expected all that dvc.lock records in DVC's remote, which lacks {', '.join(lacking[:5])}; run "
             "`dvc push` (and commit .dvc/store, where the remote lies in the repository)"
         )
 
@@ -111,4 +113,5 @@ if __name__ == "__main__":
     parser.add_argument("--by", metavar="LOGIN", help="who approves; in GitHub Actions, whoever approved the run")
     parser.add_argument("--because", required=True, metavar="TEXT", help="the reason, for those who read it later")
     parser.add_argument("--emergency", action="store_true", help="although grounded; shown in red from then on")
+    parser.add_argument("--once", action="store_true", help="be content where this bundle is the champion already")
     run(ledger.decided(promote), vars(parser.parse_args()), tracked=False, failed=2)

@@ -10,15 +10,20 @@ from flows.approval import approved
 from flows.history import red
 from flows.ledger import Refused
 from flows.promote import announce
-from flows.stage import run
+from flows.stage import run, say
 
 
-def rollback(by: str | None, because: str, to: str | None = None) -> None:
-    """Let the bundle fly that flew before the champion, or that of an earlier entry (`to`: as in v3)."""
+def rollback(by: str | None, because: str, to: str | None = None, once: bool = False) -> None:
+    """Let the bundle fly that flew before the champion, or that of an earlier entry (`to`: as in v3). `once`: nothing
+    is to be done where that of `to` flies already."""
     approval = approved(by, because)
     ledger.tagger()
     flown = ledger.entries(fetch=True)
     registry.follow(flown)
+    newest = ledger.newest(flown)
+    if once and to and newest and newest.bundle in [entry.bundle for entry in flown if entry.tag == ledger.tag_of(to)]:
+        say(f"{newest.tag}: bundle {newest.bundle[:12]} is the champion already")
+        return
     entry = restored(flown, to)
     with ledger.bundle_of(entry):
         pass  # it is there, and it is what flew
@@ -51,4 +56,5 @@ if __name__ == "__main__":
     parser.add_argument("--by", metavar="LOGIN", help="who approves; in GitHub Actions, whoever approved the run")
     parser.add_argument("--because", required=True, metavar="TEXT", help="the reason, for those who read it later")
     parser.add_argument("--to", metavar="vN", help="the entry to go back to; else what flew before the champion")
+    parser.add_argument("--once", action="store_true", help="be content where that of --to is the champion already")
     run(ledger.decided(rollback), vars(parser.parse_args()), tracked=False, failed=2)

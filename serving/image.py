@@ -68,6 +68,8 @@ def build_command(tool: str, names: list[str], labels: Mapping[str, str], *, fla
     runtime = json.loads((ROOT / "bundle/contract.json").read_text())["runtime"]
     committed = _git("log", "-1", "--format=%ct")
     arguments = {**labels, "LOCK": LOCKS[runtime], "SOURCE_DATE_EPOCH": committed}
+    if os.environ.get("SERVING_INSPECTED") == "0":  # for an emergency; it stands in the image, and the page says so
+        arguments["SERVING_INSPECTED"] = "0"
     if Path(tool).name == "podman":  # the format of OCI has no health check
         own = ["--format", "docker", "--timestamp", arguments.pop("SOURCE_DATE_EPOCH")]
     else:

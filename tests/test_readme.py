@@ -124,7 +124,7 @@ def test_the_service_has_the_versions_that_the_pipeline_has(name: str) -> None:
     assert {"numpy", "onnxruntime", "fastapi"} <= trained.keys() & served.keys()
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", *SERVED])
+@pytest.mark.parametrize("name", ["requirements.lock", ".github/requirements.lock", *SERVED])
 def test_lock_holds_no_address_and_a_hash_for_every_package(name: str) -> None:
     lock = (ROOT / name).read_text()
     assert "://" not in lock
@@ -145,7 +145,7 @@ def test_lock_satisfies_every_declared_dependency() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(("room", "most"), [("src/", 3441), ("flows/", 2092), ("serving/", 2882)])
+@pytest.mark.parametrize(("room", "most"), [("src/", 3446), ("flows/", 2650), ("serving/", 2903)])
 def test_each_room_is_small_enough_to_read(room: str, most: int) -> None:
     """The goal is 4,000 for all of it: docs/decisions.md tells why it is missed. Growth is a change of this line."""
     code = [n for n in tracked() if n.endswith(".py") and n.startswith(room)]

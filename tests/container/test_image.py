@@ -38,7 +38,8 @@ def test_no_setting_of_the_machine_that_built_it_is_inside() -> None:
     base = inspected(image["Config"]["Labels"]["org.opencontainers.image.base.name"])
     own = set(image["Config"]["Env"]) - set(base["Config"]["Env"])
     assert {variable.partition("=")[0] for variable in own} == {
-        "PATH", "PYTHONDONTWRITEBYTECODE", "SERVING_DATA_DIR", "SERVING_HOST", "SERVING_PORT",
+        "PATH", "PYTHONDONTWRITEBYTECODE", "SERVING_DATA_DIR", "SERVING_HOST", "SERVING_INSPECTED",
+        "SERVING_PORT",
     }  # fmt: skip
 
 
@@ -46,6 +47,11 @@ def test_the_bundle_chooses_what_the_image_holds() -> None:
     runtime = json.loads((ROOT / "bundle/contract.json").read_text())["runtime"]
     lock = {"onnx": "requirements.lock", "sklearn": "requirements-sklearn.lock"}[runtime]
     assert f"LOCK={lock}" in build_command("podman", ["a"], {}, flags="--isolation chroot")
+
+
+def test_an_emergency_stands_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_INSPECTED", "0")
+    assert "SERVING_INSPECTED=0" in build_command("podman", ["a"], {}, flags="")
 
 
 def test_the_engine_is_the_one_that_is_named() -> None:

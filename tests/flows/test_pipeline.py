@@ -29,6 +29,7 @@ INGEST = """
         if held == SOURCE:
             return None
         io(HELD.write_text)(" ".join(SOURCE[: len(held) + 1]))
+        Path("data.dvc").write_text(f"meta: {HELD.read_text()}")
         return SOURCE[len(held)]
 """
 EVALUATE = """
@@ -86,6 +87,10 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.fixture
 def project(served):
+    return furnished(served)
+
+
+def furnished(served):
     """A repository whose schedule is due four times a minute, with a source of four months, the last of them bad."""
     copied = ("flows/pipeline.py", "flows/repro.py", "flows/repository.py", "src/pipeline/compare.py", "prefect.toml")
     for name in copied:
@@ -168,3 +173,18 @@ def until(true: Any, log: Path) -> None:
     while not true():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
+
+
+def test_once_it_runs_here_and_now_and_fails_where_nothing_new_came(scratch) -> None:
+    project = furnished(scratch)
+    project.write("held.txt", "2013-01 2013-02")
+    project.write("data.dvc", "meta: 2013-02")
+    done = project.run("flows.pipeline", "--once")
+    assert done.returncode == 0, done.stderr
+    assert "AIRWORTHY" in done.stdout
+    assert (project.path / "reports/summary.md").read_text() == "# 2013-01 2013-02 2013-03"
+    project.write("flows/ingest.py", "def ingest_next(): return None")
+    done = project.run("flows.pipeline", "--once")
+    assert (done.returncode, done.stderr) == (
+        1, "once: expected another period of data, but the source has none yet; come back when it has\n",
+    )  # fmt: skip

@@ -271,3 +271,15 @@ def test_a_registry_that_fails_after_the_entry_stands_is_said_and_caught_up(monk
         fly("ada", "the first")
     registry.registry()
     assert client().get_model_version_by_alias("toy", "champion").version
+
+
+def test_a_promotion_that_is_run_again_is_content_with_what_it_did(
+    hangar: Hangar, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        fly("ada", "the first", once=True)
+    assert "model/v1: bundle" in (said := capsys.readouterr().out)
+    assert "is the champion already" in said
+    assert hangar.tags() == ["model/v1"]
+    with pytest.raises(Refused, match="expected an approver"):
+        fly(None, "again", once=True)

@@ -97,3 +97,16 @@ def test_a_bundle_that_is_gone_does_not_fly(hangar: Hangar, monkeypatch: pytest.
     with pytest.raises(InputError, match="model/v2: expected its bundle in DVC's remote or cache, found none"):
         rollback("ada", "back")
     assert len(hangar.tags()) == 3
+
+
+@pytest.mark.usefixtures("flown")
+def test_a_rollback_that_is_run_again_is_content_with_what_it_did(
+    hangar: Hangar, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        rollback("ada", "too many alarms", to="v2", once=True)
+    assert "model/v4: bundle" in (said := capsys.readouterr().out)
+    assert "is the champion already" in said
+    assert len(hangar.tags()) == 4
+    with pytest.raises(Refused, match="found no v9"):
+        rollback("ada", "too many alarms", to="v9", once=True)

@@ -64,10 +64,9 @@ def staging(digest: str | None = None) -> None:
     bundle, flown = bundle_hash(), ledger.entries()
     here, newest = _found(bundle, [digest or bundle[:12]]), ledger.newest(flown)
     _name(here, "staging")
-    if newest and not ledger.git("diff", "--name-only", newest.tag, "--", "src/problem"):
+    champion = here
+    if newest and _on_kubernetes() and not ledger.git("diff", "--name-only", newest.tag, "--", "src/problem"):
         champion = _image_of(newest, flown)
-    else:
-        champion = here
     _apply("staging", {"champion": champion, "challenger": here})
 
 
@@ -136,10 +135,7 @@ def _name(digest: str, name: str) -> None:
 
 def _apply(environment: str, images: Mapping[str, str]) -> None:
     """Apply an environment's manifests with these images, and wait until they serve, where that is the target."""
-    target = os.environ.get("DEPLOY_TARGET") or "registry"
-    if target not in ("registry", "kubernetes"):
-        raise InputError(f"expected DEPLOY_TARGET to be registry or kubernetes, got {target}")
-    if target == "registry":
+    if not _on_kubernetes():
         return
     with TemporaryDirectory() as scratch:
         overlay = Path(shutil.copytree(MANIFESTS, Path(scratch, MANIFESTS.name)), environment)
@@ -154,6 +150,13 @@ def _apply(environment: str, images: Mapping[str, str]) -> None:
             kubectl += ["--kubeconfig", str(file)]
         say(_call(*kubectl, "apply", "--kustomize", str(overlay)))
         say(_call(*kubectl, "rollout", "status", "statefulset/serving", "--timeout", "10m"))
+
+
+def _on_kubernetes() -> bool:
+    target = os.environ.get("DEPLOY_TARGET") or "registry"
+    if target not in ("registry", "kubernetes"):
+        raise InputError(f"expected DEPLOY_TARGET to be registry or kubernetes, got {target}")
+    return target == "kubernetes"
 
 
 def _repository() -> str:

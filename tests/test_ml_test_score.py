@@ -84,7 +84,7 @@ def named(text: str) -> list[str]:
 
 
 def is_command(name: str) -> bool:
-    return name.split()[0] in ("make", "dvc")
+    return name.split()[0] in ("make", "dvc", "python")
 
 
 def runs(name: str) -> bool:
@@ -164,7 +164,7 @@ BY_HAND = "By hand: `make bench`, with results in `docs/benchmarks.md`"
     "what",
     [
         "`make check` does it",
-        "`dvc repro --pull --allow-missing`",
+        "`python -m flows.recorded`",
         "Gate `slices` and `tests/pipeline/test_slices.py`",
         "`tests/test_ml_test_score.py::test_what_runs_counts`, as `params.yaml` says",
     ],

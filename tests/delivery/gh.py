@@ -17,6 +17,9 @@ def main(arguments: list[str]) -> None:
     if arguments[:2] == ["run", "download"]:
         given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
         shutil.copytree(STATE / "artifacts" / given["--name"], given["--dir"], dirs_exist_ok=True)
+    elif arguments[:2] == ["release", "upload"]:
+        if missing := [name for name in arguments[3:] if not name.startswith("--") and not Path(name).exists()]:
+            sys.exit(f"no such files: {', '.join(missing)}")
     elif arguments[0] == "api":
         sys.stdout.write(json.dumps(answer(arguments[1].removeprefix("repos/{owner}/{repo}/"), arguments)))
 

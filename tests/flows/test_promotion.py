@@ -2,14 +2,13 @@
 
 import sys
 
-from flows.approval import PLACEHOLDER
 from tests.problem.workshop import Workshop, intact, workshop
 
 __all__ = ["intact", "workshop"]  # fixtures
 
 
 def test_a_forged_report_does_not_fly_even_in_an_emergency_and_an_airworthy_model_does(workshop: Workshop) -> None:
-    workshop.edit(".github/CODEOWNERS", lambda text: text.replace(f"@{PLACEHOLDER}", "@ada"))
+    workshop.edit(".github/CODEOWNERS", lambda _: "* @ada\n")
     workshop.run("git", "commit", "--quiet", "--all", "--message", "owners")
     workshop.edit("reports/card.md", lambda text: text + "\nforged\n")
     workshop.dvc("commit", "--force", "--quiet")

@@ -25,7 +25,7 @@ WRITES = {
     "promote / fly": {"contents", "packages"},
     "rollback / rollback": {"contents", "packages"},
     "security / code": {"security-events"},
-    "train / train": {"contents", "pull-requests", "actions"},
+    "train / train": {"contents", "pull-requests"},
 }
 DOCKERFILE = (ROOT / "serving/Dockerfile").read_text()
 

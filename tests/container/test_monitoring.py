@@ -1,5 +1,13 @@
 import json
 import re
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -48,6 +56,41 @@ def test_every_alert_says_what_happened_what_to_do_and_how_urgent_it_is() -> Non
 def test_every_alert_is_shown_to_fire() -> None:
     shown = set(re.findall(r'alertname="(\w+)"', (ROOT / "serving/alerts_test.yml").read_text()))
     assert shown == {rule["alert"] for rule in ALERTS}
+
+
+def test_prometheus_reads_the_service_and_holds_every_alert_against_it(service: Container, tmp_path: Path) -> None:
+    assert service.predict(ROWS)[0] == 200
+    (tmp_path / "alerts.yml").write_text((ROOT / "serving/alerts.yml").read_text())
+    config = (ROOT / "serving/prometheus.yml").read_text().replace("15s", "1s")
+    (tmp_path / "prometheus.yml").write_text(config.replace("serving:8000", f"127.0.0.1:{service.port}"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"config.file": "prometheus.yml", "storage.tsdb.path": "data", "web.listen-address": f"127.0.0.1:{port}"}
+    command = ["prometheus", *(f"--{name}={value}" for name, value in options.items())]
+    with (tmp_path / "log").open("w") as log:
+        prometheus = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        rows: list[Any] = []
+        while not rows and prometheus.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            with suppress(OSError):
+                rows = told_by(port, f"query?query={quote('serving_rows_total > 0')}")["result"]
+        assert rows, (tmp_path / "log").read_text()
+        health = {"": "unknown"}
+        while "unknown" in health.values() and time.monotonic() < deadline:
+            time.sleep(0.2)
+            health = {rule["name"]: rule["health"] for rule in told_by(port, "rules")["groups"][0]["rules"]}
+        assert health == {rule["alert"]: "ok" for rule in ALERTS}
+    finally:
+        prometheus.terminate()
+        prometheus.wait()
+
+
+def told_by(port: int, query: str) -> Any:
+    with urlopen(f"http://127.0.0.1:{port}/api/v1/{query}", timeout=5) as answer:
+        return json.load(answer)["data"]
 
 
 def test_compose_pins_its_images_and_hardens_each_service() -> None:

@@ -104,7 +104,8 @@ def github(tmp_path: Path, home: tuple[Path, str], approvals: str, local_images:
     """GitHub with no repository yet, whose runners have a `gh` that only notes what it is asked."""
     folder, registry = home
     (tools := tmp_path / "tools").mkdir()
-    (tools / "gh").write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("gh.py")} "$@"\n')
+    program = shlex.join([sys.executable, str(Path(__file__).with_name("gh.py"))])
+    (tools / "gh").write_text(f'#!/bin/sh\nexec {program} "$@"\n')
     (tools / "gh").chmod(0o755)
     env = {
         "HOME": str(folder),

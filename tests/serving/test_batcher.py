@@ -83,3 +83,26 @@ def test_a_loop_that_ended_in_mid_air_leaves_nothing_behind() -> None:
     doubling.go.set()
     batcher = Batcher(doubling)
     assert [asyncio.run(batcher.ask(number)) for number in (1, 2)] == [2, 4]
+
+
+def test_behind_a_long_call_those_who_ask_again_at_once_join_the_ones_who_waited() -> None:
+    calls: list[int] = []
+
+    async def slow(asked: Sequence[int]) -> list[int]:
+        calls.append(len(asked))
+        await asyncio.sleep(0.03)
+        return list(asked)
+
+    async def client(batcher: Batcher[int, int]) -> None:
+        for number in range(6):
+            await batcher.ask(number)
+
+    async def ask() -> None:
+        batcher = Batcher(slow)
+        early = [asyncio.create_task(client(batcher)) for _ in range(4)]
+        while not calls:
+            await asyncio.sleep(0)
+        await asyncio.gather(*early, *(client(batcher) for _ in range(4)))
+
+    asyncio.run(ask())
+    assert calls == [4, 8, 8, 8, 8, 8, 4]

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,9 @@ class GitHub:
 
     def __init__(self, folder: Path) -> None:
         self.state = folder / "github.json"
-        (folder / "gh").write_text(f"#!{sys.executable}\n{GH}")
+        (folder / "gh.py").write_text(GH)
+        program = shlex.join([sys.executable, str(folder / "gh.py")])
+        (folder / "gh").write_text(f'#!/bin/sh\nexec {program} "$@"\n')
         (folder / "gh").chmod(0o755)
         run = {"head_sha": "c0ffee", "head_branch": "better", "head_repository": {"full_name": "eve/fork"}}
         self.set(run=run, pulls=[pull(5)], comments=[], calls=[], me="github-actions[bot]")

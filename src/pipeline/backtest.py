@@ -24,8 +24,9 @@ Settings = Mapping[str, Any]
 
 
 class Past(NamedTuple):
-    """What candidates are refitted on and judged by: the rows of all splits, as a model's input and with their truth
-    (the scores are still to come); how many rows to fit, the metric, and how sure to be."""
+    """What candidates are refitted on and judged by: of the rows of all splits the columns that say what belongs
+    together, the model's input and the truth (the scores are still to come); how many rows to fit, the metric, and how
+    sure to be."""
 
     rows: pd.DataFrame
     inputs: Inputs

@@ -190,7 +190,8 @@ def _past(
     truth = _truth(rows, contract, scorer.contract["classes"])
     unscored = Judged(truth, np.zeros((len(rows), 1)), _decision(scorer.contract))
     inputs = model_inputs(rows, contract, scorer.spec)
-    return Past(rows, inputs, unscored, contract, candidates, params.metric, params.refit_rows, params.bootstrap)
+    grouped = rows[[column.name for column in (*contract.having("time"), *contract.having("entity"))]]
+    return Past(grouped, inputs, unscored, contract, candidates, params.metric, params.refit_rows, params.bootstrap)
 
 
 def _broken(rows: pd.DataFrame, contract: Contract) -> pd.DataFrame:

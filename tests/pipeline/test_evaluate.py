@@ -184,7 +184,8 @@ def test_the_past_is_all_the_rows_and_the_simpler_candidates_are_fitted_on_train
     found = make_evaluation("multiclass", margin=0.5)
     past, rows = looked["past"], pd.concat(splits("multiclass").values(), ignore_index=True)
     assert (past.metric, past.fitted, looked["best"], looked["margin"]) == ("macro_roc_auc", 200, BEST["boosting"], 0.5)
-    pd.testing.assert_frame_equal(past.rows, rows)
+    pd.testing.assert_frame_equal(past.rows, rows[list(past.rows)])
+    assert list(past.rows) == ["read_at", "machine"]
     np.testing.assert_array_equal(past.inputs.target, rows["outcome"])
     assert np.array(["broken", "fine", "worn"])[past.unscored.truth.astype(int)].tolist() == rows["outcome"].tolist()
     pd.testing.assert_frame_equal(rows.iloc[looked["fit"]], splits("multiclass")["train"])

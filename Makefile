@@ -79,9 +79,10 @@ smoke: .venv/.ready ## run the image that was built, and ask it what the model i
 test-image: image ## build it, run it and test it from outside (RUN='podman run')
 	@$(PY) -m pytest tests/container
 
-sbom: .github/.venv/.ready ## the bill of materials of that container, as CycloneDX (SBOM=.cache/sbom.json)
+sbom: .github/.venv/.ready ## the bill of materials of that container, as CycloneDX (IMAGE=, RUN=, SBOM=.cache/sbom.json)
 	@mkdir -p $(dir $(SBOM)) && $(TOOLS)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM) \
 		$(SERVED:serving/.venv%=serving/requirements%.lock)
+	@$(PY) -m serving.sbom $(SBOM)
 
 UPGRADE := --upgrade
 COMPILE = $(PY) -m uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes \

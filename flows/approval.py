@@ -18,8 +18,9 @@ PLACEHOLDER = "your-github-login"
 ENVIRONMENT = "production"
 
 
-def approved(by: str | None, because: str) -> dict[str, str]:
-    """The approver and the reason, as the ledger keeps them; Refused where either will not do."""
+def approved(by: str | None, because: str) -> dict[str, str | None]:
+    """The approver, the reason, and the run of GitHub Actions, as the ledger keeps them; Refused where one of the first
+    two will not do."""
     reason = " ".join(because.split())
     if not reason:
         raise Refused("expected a reason, got an empty one; say it: --because TEXT")
@@ -31,7 +32,7 @@ def approved(by: str | None, because: str) -> dict[str, str]:
             f"{', '.join(names)}; let one of them approve, or add the login there (a single one: teams and addresses "
             "do not count)"
         )
-    return {"by": known[0], "because": reason}
+    return {"by": known[0], "because": reason, "run": os.environ.get("GITHUB_RUN_ID")}
 
 
 def _owners() -> list[str]:

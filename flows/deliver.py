@@ -3,6 +3,7 @@
 `IMAGE_REPOSITORY` names the registry's repository. An image is built once and known by its digest from then on: `push`
 puts it there under its bundle's hash, `staging` and `production` give it the names by which it serves. With
 `DEPLOY_TARGET=kubernetes` these apply deploy/ as well. All may be run again: what is done already stays as it is.
+An entry of the ledger that names a digest is believed, rather than a name, which whoever may push can move.
 """
 
 import argparse
@@ -70,13 +71,38 @@ def staging(digest: str | None = None) -> None:
     _apply("staging", {"champion": champion, "challenger": here})
 
 
+def find(version: str | None = None, digest: str | None = None) -> None:
+    """Tell the digest of the image of an entry, as in v3, or of the bundle on disk: before it is to fly. Refused where
+    there is no such entry, or the image holds another bundle."""
+    if version is None:
+        bundle = bundle_hash()
+        return _tell(digest=_found(bundle, [digest or bundle[:12]]))
+    flown = ledger.entries(fetch=True)
+    entry = {entry.tag: entry for entry in flown}.get(ledger.tag_of(version))
+    if entry is None:
+        raise Refused(f"expected an entry of the ledger ({', '.join(entry.tag for entry in flown)}), got {version}")
+    return _tell(digest=_image_of(entry, flown, digest))
+
+
+def status() -> None:
+    """Whether `champion` is the image of the ledger's champion; Refused where it is another."""
+    flown = ledger.entries(fetch=True)
+    newest = _newest(flown)
+    image, serving = _image_of(newest, flown), _image("champion").digest if "champion" in _tags() else "nothing"
+    if serving != image:
+        raise Refused(
+            f"expected {_repository()}:champion to be the image of {newest.tag}, {image}, it is {serving}; run `python "
+            "-m flows.deliver production`, with --digest where a later image of the same model is to serve"
+        )
+    say(f"{_repository()}:champion is {image}, the image of {newest.tag}")
+
+
 def production(digest: str | None = None) -> None:
     """Let the image of the ledger's champion be `champion`, and `vN` as its entry is called. `digest`: this image of
-    it; else the one that has that name, that of the entry which it restores, or the last one that was pushed."""
+    it; else that of the entry, the one that has that name, that of the entry which it restores, or the last one that
+    was pushed."""
     flown = ledger.entries(fetch=True)
-    newest = ledger.newest(flown)
-    if newest is None:
-        raise Refused("expected a champion, nothing has flown yet; run `python -m flows.promote`")
+    newest = _newest(flown)
     image = _image_of(newest, flown, digest)
     for name in (_version(newest.tag), "champion"):
         _name(image, name)
@@ -87,9 +113,16 @@ def production(digest: str | None = None) -> None:
     return None
 
 
+def _newest(flown: ledger.Flown) -> ledger.Entry:
+    if newest := ledger.newest(flown):
+        return newest
+    raise Refused("expected a champion, nothing has flown yet; run `python -m flows.promote`")
+
+
 def _image_of(entry: ledger.Entry, flown: ledger.Flown, digest: str | None = None) -> str:
     names = [_version(entry.tag), _version(flown[entry].get("restores") or ""), entry.bundle[:12]]
-    return _found(entry.bundle, [digest] if digest else names)
+    known = digest or flown[entry].get("image")
+    return _found(entry.bundle, [known] if known else names)
 
 
 def _version(tag: str) -> str:
@@ -187,10 +220,12 @@ def _tell(**outputs: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.deliver", description="Deliver an image.")
     actions = parser.add_subparsers(required=True)
-    for action in (push, staging, production):
+    for action in (push, staging, find, production, status):
         sub = actions.add_parser(action.__name__, help=action.__doc__)
         sub.set_defaults(action=action)
-        if action is not push:
+        if action is find:
+            sub.add_argument("version", nargs="?", metavar="vN", help="the entry; else the bundle on disk")
+        if action not in (push, status):
             sub.add_argument("--digest", metavar="sha256:...", help="this image, and no other")
     arguments = vars(parser.parse_args())
     run(ledger.decided(arguments.pop("action")), arguments, tracked=False, failed=2)

@@ -7,6 +7,7 @@ stands once origin has its tag, or in a clone without an origin the clone; whate
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pipeline.errors import InputError
 from pipeline.scoring import Features
 
 TAGS = "refs/tags/model/"
+_ENTRY = re.compile(r"(?:refs/tags/)?model/v[1-9][0-9]*")  # tags of other names are no entries
 
 P = ParamSpec("P")
 
@@ -59,7 +61,7 @@ def decided(function: Callable[P, int | None]) -> Callable[P, int]:
 def champion() -> Entry | None:
     """The newest entry, None where nothing has flown yet; InputError where that cannot be told, or not be read."""
     _check_whole()
-    return next(iter(_read("--sort=-version:refname", "--count=1")), None)
+    return next(iter(_read(last=1)), None)
 
 
 def entries(*, fetch: bool = False) -> Flown:
@@ -68,7 +70,7 @@ def entries(*, fetch: bool = False) -> Flown:
         with suppress(InputError):  # the check tells more
             git("fetch", "--quiet", "origin", f"{TAGS}*:{TAGS}*")
     _check_whole(must_answer=fetch)
-    return _read("--sort=version:refname")
+    return _read()
 
 
 def newest(flown: Flown) -> Entry | None:
@@ -88,9 +90,15 @@ def before(flown: Flown) -> Entry | None:
 
 
 def enter(told: Mapping[str, Any], *, commit: str, subject: str, at: datetime, flown: Flown) -> Entry:
-    """Add an entry after those that have flown, which changes the champion; Refused where another came first or origin
-    does not take it, and then nothing has changed. `told`: what its JSON holds, with `bundle`, `by` and `because`."""
+    """Add an entry after those that have flown, which changes the champion; Refused where another came first, origin
+    does not take it, or its run of GitHub Actions made one already, and then nothing has changed. `told`: what its JSON
+    holds, with `bundle`, `by` and `because`, and `run` where there is one."""
     last = newest(flown)
+    if told.get("run") and (made_by := [entry.tag for entry, each in flown.items() if each.get("run") == told["run"]]):
+        raise Refused(
+            f"expected a run that has made no entry yet, but {told['run']} made {made_by[-1]}, and {last and last.tag} "
+            "flies since; what is to fly again is decided anew: start another run"
+        )
     tag = f"model/v{1 + (_number(last.tag) if last else 0)}"
     told = {**told, "at": at.isoformat(timespec="seconds"), "previous": last.tag if last else None}
     text = f"{subject}\n\n{told['by']}: {told['because']}\n\n{json.dumps(told, indent=1, ensure_ascii=False)}\n"
@@ -132,27 +140,25 @@ def _check_whole(*, must_answer: bool = False) -> None:
         if must_answer:
             raise
         return
-    theirs = {tuple(line.split()) for line in listed.splitlines()}
-    ours = {tuple(line.split()) for line in git("for-each-ref", "--format=%(objectname) %(refname)", TAGS).splitlines()}
-    if other := ", ".join(sorted({name.removeprefix("refs/tags/") for _, name in theirs ^ ours})):
+    ours = git("for-each-ref", "--format=%(objectname)%09%(refname)", TAGS)
+    differing = {tuple(line.split()) for line in {*listed.splitlines()} ^ {*ours.splitlines()}}
+    if other := ", ".join(sorted({name.removeprefix("refs/tags/") for _, name in differing if _ENTRY.fullmatch(name)})):
         raise InputError(
             f"expected the same ledger here and at origin, but they differ in {other}; run `git fetch --tags --force`, "
             "or where it is here alone and right, `git push origin` with its name"
         )
 
 
-def _read(*which: str) -> dict[Entry, Mapping[str, Any]]:
-    """Entries as git sorts them; a signature is no part of what it calls subject and body."""
-    listed = git(
-        "for-each-ref", *which, "--format=%(refname:lstrip=2)%00%(contents:subject)%0a%(contents:body)%00", TAGS
-    )
-    parts = listed.split("\0")[:-1]
-    return dict(_parsed(tag.strip(), message) for tag, message in zip(parts[::2], parts[1::2], strict=True))
+def _read(*, last: int = 0) -> dict[Entry, Mapping[str, Any]]:
+    """Entries, oldest first, or the last ones; a signature is no part of what git calls subject and body."""
+    listed = git("for-each-ref", "--format=%(refname:lstrip=2)%00%(contents:subject)%0a%(contents:body)%00", TAGS)
+    parts = [part.strip() for part in listed.split("\0")[:-1]]
+    messages = {tag: message for tag, message in zip(parts[::2], parts[1::2], strict=True) if _ENTRY.fullmatch(tag)}
+    return dict(_parsed(tag, messages[tag]) for tag in sorted(messages, key=_number)[-last:])
 
 
 def _parsed(tag: str, message: str) -> tuple[Entry, Mapping[str, Any]]:
     try:
-        _number(tag)
         told = json.loads(message[f"\n{message}".rindex("\n{") :])
         return Entry(tag, str(told["bundle"])), told
     except (ValueError, KeyError, TypeError) as error:

@@ -25,9 +25,11 @@ METRICS = Path("reports/metrics.json")
 _JUDGES = ("src", "flows")  # beside what goes into the model
 
 
-def promote(by: str | None, because: str, emergency: bool = False, once: bool = False) -> None:
+def promote(
+    by: str | None, because: str, emergency: bool = False, once: bool = False, image: str | None = None
+) -> None:
     """Let the bundle on disk fly. `emergency`: although it is grounded, which is shown wherever it is. `once`: nothing
-    is to be done where it flies already."""
+    is to be done where it flies already. `image`: the digest of the image that holds it."""
     approval = approved(by, because)
     ledger.tagger()
     flown = ledger.entries(fetch=True)
@@ -42,7 +44,7 @@ def promote(by: str | None, because: str, emergency: bool = False, once: bool = 
     registry.register(bundle, described(bundle, []))
     told = {
         **{"bundle": bundle, "action": "emergency" if grounds else "promote", **approval, "restores": None},
-        **{"dvc.lock": verdict["dvc.lock"], "grounds": grounds, "waived": verdict["waived"]},
+        **{"image": image, "dvc.lock": verdict["dvc.lock"], "grounds": grounds, "waived": verdict["waived"]},
         **{"verdicts": verdict["gates"], "metrics": json.loads(METRICS.read_bytes())["model"]},
     }
     subject = f"EMERGENCY: {bundle[:12]} promoted though grounded" if grounds else f"Promoted {bundle[:12]}"
@@ -114,4 +116,5 @@ if __name__ == "__main__":
     parser.add_argument("--because", required=True, metavar="TEXT", help="the reason, for those who read it later")
     parser.add_argument("--emergency", action="store_true", help="although grounded; shown in red from then on")
     parser.add_argument("--once", action="store_true", help="be content where this bundle is the champion already")
+    parser.add_argument("--image", metavar="sha256:...", help="the image that is to serve it, for the ledger")
     run(ledger.decided(promote), vars(parser.parse_args()), tracked=False, failed=2)

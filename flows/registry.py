@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from flows import anchor, ledger, tracking
+from flows.history import red
 from flows.repository import Repository
 from flows.stage import run, say
 from pipeline.canonical import files_hash, folder_files
@@ -28,13 +29,20 @@ BUNDLE = Path("bundle")
 _PATIENCE_S = 5.0  # with another program that holds the database; MLflow's own is minutes
 
 
-def registry() -> None:
-    """Register every bundle that has flown and is not there, then let the aliases follow."""
+class Lost(InputError):
+    """A bundle that nobody has any more."""
+
+
+def registry() -> int:
+    """Register every bundle that has flown and is not there, then let the aliases follow; returns 1 where one is lost,
+    so that a person sees it: all else is done. Lost where it is the champion's."""
     flown = ledger.entries()
-    follow(flown, [entry.bundle for entry in flown])
+    lost = follow(flown, [entry.bundle for entry in flown])
     newest = ledger.newest(flown)
     count = len({entry.bundle for entry in flown})
-    say(f"the registry has the {count} bundles that have flown; champion: {newest.tag if newest else 'none yet'}")
+    had = f"{count - len(lost)} of the {count}" if lost else f"the {count}"
+    say(f"the registry has {had} bundles that have flown; champion: {newest.tag if newest else 'none yet'}")
+    return 1 if lost else 0
 
 
 def register(bundle: str, tags: Mapping[str, str], *, challenges: bool = False) -> str:
@@ -54,12 +62,11 @@ def register(bundle: str, tags: Mapping[str, str], *, challenges: bool = False) 
     return str(version.version)
 
 
-def follow(flown: ledger.Flown, wanted: list[str] | None = None) -> None:
-    """Set the aliases by the ledger, and register what they point at, and all the bundles that are `wanted`; InputError
-    names what nobody has any more, at once where an alias needs it, else when all is done."""
+def follow(flown: ledger.Flown, wanted: list[str] | None = None) -> set[str]:
+    """Set the aliases by the ledger, and register what they point at, and all the bundles that are `wanted`; says, and
+    returns, what nobody has any more: no alias points there. Lost where that is the champion's."""
     named = {"champion": ledger.newest(flown), "previous": ledger.before(flown)}
-    pointed = {entry.bundle for entry in named.values() if entry}
-    needed, lost = pointed.union(wanted or []), list[str]()
+    needed, lost = {entry.bundle for entry in named.values() if entry}.union(wanted or []), set[str]()
     latest = {entry.bundle: entry for entry in flown}
     while True:
         with _readable(), _opened() as models:
@@ -67,19 +74,18 @@ def follow(flown: ledger.Flown, wanted: list[str] | None = None) -> None:
             if versions.keys() >= needed:
                 for bundle in latest.keys() & versions.keys():
                     models.tag(versions[bundle], told(latest[bundle], flown[latest[bundle]]))
-                models.point({alias: versions[entry.bundle] if entry else None for alias, entry in named.items()})
-                break
+                models.point({alias: versions.get(entry.bundle) if entry else None for alias, entry in named.items()})
+                return lost
         for bundle, entry in latest.items():
             if bundle in needed and bundle not in versions:
                 try:
                     _register_again(entry)
                 except InputError as error:
-                    if bundle in pointed:
+                    if entry == named["champion"]:
                         raise
                     needed.remove(bundle)
-                    lost.append(str(error))
-    if lost:
-        raise InputError("; ".join(lost))
+                    lost.add(bundle)
+                    say(red(f"LOST: {error}"))
 
 
 def told(entry: ledger.Entry, entered: Mapping[str, Any]) -> dict[str, str]:
@@ -101,7 +107,7 @@ def _register_again(entry: ledger.Entry) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - DVC
         found = files_hash(folder_files(BUNDLE)) if BUNDLE.is_dir() else "none"
         if done.returncode or found != entry.bundle:
-            raise InputError(
+            raise Lost(
                 f"{entry.tag}: expected the bundle {entry.bundle[:12]} and its reports in DVC's remote or cache, got "
                 f"bundle {found[:12]}: {' '.join(done.stderr.split())[-200:]}; push them from where they are"
             )

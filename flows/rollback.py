@@ -13,13 +13,16 @@ from flows.promote import announce
 from flows.stage import run, say
 
 
-def rollback(by: str | None, because: str, to: str | None = None, once: bool = False) -> None:
-    """Let the bundle fly that flew before the champion, or that of an earlier entry (`to`: as in v3). `once`: nothing
-    is to be done where that of `to` flies already."""
+def rollback(by: str | None, because: str, to: str | None = None, image: str | None = None, once: bool = False) -> None:
+    """Let the bundle fly that flew before the champion, or that of an earlier entry (`to`: as in v3). `image`: the
+    digest of its image, else the one which that entry names. `once`: be content where that of `to` flies already."""
     approval = approved(by, because)
     ledger.tagger()
     flown = ledger.entries(fetch=True)
-    registry.follow(flown)
+    try:
+        registry.follow(flown)
+    except registry.Lost as error:  # a champion that nobody has can be taken back
+        say(red(f"LOST: {error}"))
     newest = ledger.newest(flown)
     if once and to and newest and newest.bundle in [entry.bundle for entry in flown if entry.tag == ledger.tag_of(to)]:
         say(f"{newest.tag}: bundle {newest.bundle[:12]} is the champion already")
@@ -28,7 +31,7 @@ def rollback(by: str | None, because: str, to: str | None = None, once: bool = F
     with ledger.bundle_of(entry):
         pass  # it is there, and it is what flew
     told = {**flown[entry], **approval, "bundle": entry.bundle, "action": "rollback"}
-    told["restores"] = flown[entry].get("restores") or entry.tag
+    told |= {"restores": told.get("restores") or entry.tag, "image": image or told.get("image")}
     emergency = "EMERGENCY, grounded: " if told.get("grounds") else ""
     commit = ledger.git("rev-parse", f"{entry.tag}^{{commit}}")
     subject = f"{emergency}Rolled back to {told['restores']}, {entry.bundle[:12]}"
@@ -56,5 +59,6 @@ if __name__ == "__main__":
     parser.add_argument("--by", metavar="LOGIN", help="who approves; in GitHub Actions, whoever approved the run")
     parser.add_argument("--because", required=True, metavar="TEXT", help="the reason, for those who read it later")
     parser.add_argument("--to", metavar="vN", help="the entry to go back to; else what flew before the champion")
+    parser.add_argument("--image", metavar="sha256:...", help="its image; else the one that entry names")
     parser.add_argument("--once", action="store_true", help="be content where that of --to is the champion already")
     run(ledger.decided(rollback), vars(parser.parse_args()), tracked=False, failed=2)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import ledger, tracking
-from flows.deliver import production, push, staging
+from flows import deliver, ledger, tracking
+from flows.deliver import find, production, push, staging, status
 from flows.ledger import Refused
 from flows.promote import promote
 from flows.rollback import rollback
@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from tests.clones import ROOT
 from tests.container.conftest import ENGINE
 from tests.flows.hangar import MLFLOW_WARNS, Hangar, hangar, hangars
-from tests.flows.test_tracking import hasty_sqlite
+from tests.flows.test_tracking import Killed, hasty_sqlite
 
 pytestmark = MLFLOW_WARNS
 __all__ = ["hangar", "hangars", "hasty_sqlite"]  # fixtures
@@ -110,6 +110,74 @@ def test_only_the_image_of_this_airworthy_bundle_at_this_commit_is_pushed(
     monkeypatch.setenv("SERVING_INSPECTED", "0")  # an emergency
     push()
     assert list(yard.tags()) == [yard.hangar.bundle()[:12]]
+
+
+def test_the_image_that_an_entry_names_counts_and_not_a_name_that_somebody_moved(yard: Yard) -> None:
+    yard.build("one")
+    push()
+    first = yard.told()["digest"]
+    promote("ada", "the first", image=first)
+    yard.build("one", rebuilt="later")
+    push()
+    later, there = yard.told()["digest"], f"docker://{yard.repository}"
+    subprocess.run(["skopeo", "copy", "--quiet", f"{there}@{later}", f"{there}:v1"], check=True)
+    find(digest=later)
+    assert yard.told()["digest"] == later != first
+    find("v1")
+    assert yard.told()["digest"] == first
+    production()
+    assert {yard.tags()[name] for name in ("v1", "champion")} == {first}
+    yard.build("two")
+    with pytest.raises(Refused, match=r"the label model\.hash there says"):
+        find(digest=later)
+    with pytest.raises(InputError, match="expected an image of bundle"):
+        find()
+    with pytest.raises(Refused, match=r"expected an entry of the ledger \(model/v1\), got v9"):
+        find("v9")
+    promote("ada", "no image yet")
+    rollback("ada", "complaints", to="v1")
+    assert [told["image"] for told in ledger.entries().values()] == [first, None, first]
+
+
+def test_killed_on_the_way_into_production_it_is_told_what_is_there_and_the_next_run_completes_it(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = {}
+    for model in ("one", "two"):
+        yard.build(model)
+        push()
+        digests[model] = yard.told()["digest"]
+        promote("ada", "it was time", image=digests[model])
+        if model == "one":
+            production()
+            status()
+
+    def killed_at(step: str) -> None:
+        def dying(*arguments: object) -> None:
+            if step in arguments:
+                raise Killed
+            name_it(*arguments)
+
+        name_it = deliver._name
+        with monkeypatch.context() as patch:
+            patch.setattr(deliver, "_name", dying)
+            patch.setattr(deliver, "_apply", dying)
+            with pytest.raises(Killed):
+                production()
+
+    known = digests["one"]
+    for step, named in (("v2", {}), ("champion", {"v2": digests["two"]})):
+        killed_at(step)
+        assert yard.tags() | {"champion": known, "v1": known, **named} == yard.tags()
+        with pytest.raises(
+            Refused, match=rf"image of model/v2, {digests['two']}, it is {known}; run .*deliver product"
+        ):
+            status()
+    killed_at("production")
+    for _ in range(2):
+        status()
+        assert yard.tags() | dict.fromkeys(("champion", "v2"), digests["two"]) == yard.tags()
+        production()
 
 
 def test_an_image_that_holds_another_bundle_than_the_champions_serves_nowhere(yard: Yard) -> None:

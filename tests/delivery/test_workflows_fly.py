@@ -1,7 +1,9 @@
 """What the workflows do, step by step, from a first model to a rollback: really trained, built, pushed and served."""
 
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import chdir
 from typing import Any
@@ -79,6 +81,12 @@ def released(github: GitHub) -> list[str]:
     return [call[2] for call in calls if call[:2] == ["release", "upload"] and "sbom.json" in call]
 
 
+def verified(github: GitHub) -> list[str]:
+    """The digests whose builder was asked for, in order."""
+    calls = [json.loads(line) for line in (github.folder / "calls.jsonl").read_text().splitlines()]
+    return [call[2].partition("@")[2] for call in calls if call[:2] == ["attestation", "verify"]]
+
+
 def served(github: GitHub, digest: str) -> str:
     """The bundle whose predictions a container of that image gives, which is pulled from the registry."""
     container = Container(github.folder, "--pull=always", image=f"{github.vars['IMAGE_REPOSITORY']}@{digest}")
@@ -90,13 +98,17 @@ def served(github: GitHub, digest: str) -> str:
 
 
 def test_two_models_fly_a_forged_one_does_not_and_the_first_comes_back(
-    github: GitHub, intact: Workshop, monkeypatch: pytest.MonkeyPatch
+    github: GitHub, intact: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     team = Team(github, intact)
     one = team.bundle()
     assert promoted(github, "the first model") == {"build": "success", "fly": "success"}
     first = images(github)
     assert first == dict.fromkeys([one[:12], "staging", "champion", "v1"], (first["v1"][0], one))
+    again = github.again("promote", "fly")
+    assert (again.result, images(github)) == ("success", first), again.said
+    assert "model/v1: bundle" in again.said
+    assert "is the champion already" in again.said
 
     team.clone.edit_params(train__costs={"missed": 3.5, "false_alarm": 1.0})
     team.clone.dvc("repro")
@@ -115,7 +127,9 @@ def test_two_models_fly_a_forged_one_does_not_and_the_first_comes_back(
     assert promoted(github, "missed flights cost more") == {"build": "success", "fly": "success"}
     second = images(github)
     assert second == first | dict.fromkeys([two[:12], "staging", "champion", "v2"], (second["v2"][0], two))
-    assert released(github) == ["model/v1", "model/v2"]
+    assert released(github) == ["model/v1", "model/v1", "model/v2"]
+    bill = json.loads((github.folder / "artifacts/evidence/sbom.json").read_text())
+    assert {"numpy", "python", "libc6"} <= {component["name"] for component in bill["components"]}
     assert len([action for action in github.used if action.startswith("actions/attest ")]) == 4
 
     team.append("reports/card.md", "\nforged\n")
@@ -129,6 +143,10 @@ def test_two_models_fly_a_forged_one_does_not_and_the_first_comes_back(
 
     back = github.run("rollback", "workflow_dispatch", version="v1", reason="complaints from JFK")
     assert results(back) == {"rollback": "success"}
+    took = re.search(r"flows\.rollback .*  # (.*) s$", back["rollback"].said, re.MULTILINE)
+    assert took
+    with capsys.disabled():
+        sys.stdout.write(f"\npython -m flows.rollback, with a registry of two versions in SQLite: {took[1]} s\n")
     third = images(github)
     assert third == second | dict.fromkeys(["champion", "v3"], first["v1"])
     monkeypatch.setenv("HOME", github.env["HOME"])
@@ -143,3 +161,6 @@ def test_two_models_fly_a_forged_one_does_not_and_the_first_comes_back(
         "the first model", "missed flights cost more", "complaints from JFK",
     ]  # fmt: skip
     assert {told["by"] for told in flown.values()} == {"ada"}
+    assert [told["image"] for told in flown.values()] == [first["v1"][0], second["v2"][0], first["v1"][0]]
+    assert [told["run"] for told in flown.values()] == ["1", "4", "7"]
+    assert verified(github) == [told["image"] for told in list(flown.values())[:1] + list(flown.values())]

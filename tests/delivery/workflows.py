@@ -44,6 +44,7 @@ class GitHub:
     env: Mapping[str, str]  # of every runner
     used: list[str] = field(default_factory=list)
     runs: int = 0
+    last: dict[str, Any] = field(default_factory=dict)  # the run of each workflow that may be run again
 
     @property
     def origin(self) -> Path:
@@ -76,10 +77,16 @@ class GitHub:
         github |= {"token": "a token", "actor": "ada", "repository": "ours/rain", "run_id": str(self.runs)}
         scope = {"vars": self.vars, "secrets": {}, "inputs": inputs, "github": github}
         jobs: dict[str, Job] = {}
+        self.last[name] = (read, scope, jobs)
         while waiting := [job for job in read["jobs"] if job not in jobs]:
             ready = next(job for job in waiting if jobs.keys() >= set(_needs(read["jobs"][job])))
             jobs[ready] = self._job(f"{name}-{ready}", read, read["jobs"][ready], scope, jobs)
         return jobs
+
+    def again(self, name: str, job: str) -> Job:
+        """Run a job of a workflow's last run again, on another runner: what the jobs before it gave stands."""
+        read, scope, jobs = self.last[name]
+        return self._job(f"{name}-{job}-again", read, read["jobs"][job], scope, jobs)
 
     def _job(self, name: str, read: Any, job: Any, scope: Mapping[str, Any], jobs: Mapping[str, Job]) -> Job:
         made = Job(self.folder / f"{self.runs}-{name}")

@@ -22,6 +22,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git repository that names its owners, outside GitHub Actions."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_RUN_ID", raising=False)
     Path(".github").mkdir()
     Path(".github/CODEOWNERS").write_text("# @nobody\n* @ada @Grace @org/team them@example.org # us: @eve\n")
     git("init", "--quiet")
@@ -33,7 +34,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("repository")
 @pytest.mark.parametrize("by", ["ada", "@ada", "grace", "GRACE"])
 def test_an_owner_may_let_a_model_fly(by: str) -> None:
-    assert approved(by, " better\n in fog ") == {"by": by.strip("@"), "because": "better in fog"}
+    assert approved(by, " better\n in fog ") == {"by": by.strip("@"), "because": "better in fog", "run": None}
 
 
 @pytest.mark.usefixtures("repository")
@@ -123,7 +124,7 @@ def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
 def test_in_actions_the_name_is_that_of_who_approved_the_run_for_production(github: Answer) -> None:
     others = [review("mallory"), review("ada", "rejected"), review("ada", environment="staging")]
     asked = github(200, [*others, review("Grace")])
-    assert approved(None, "better") == {"by": "Grace", "because": "better"}
+    assert approved(None, "better") == {"by": "Grace", "because": "better", "run": "7"}
     assert asked == ["/repos/us/models/actions/runs/7/approvals Bearer t0ken"]
 
 

@@ -80,11 +80,27 @@ def test_the_newest_entry_names_the_champion_and_ten_comes_after_nine() -> None:
     assert champion() == Entry("model/v10", "cd")
 
 
-@pytest.mark.usefixtures("repository")
-def test_a_tag_that_is_no_version_is_an_error() -> None:
-    enter("model/newest", json.dumps({"bundle": "ab"}))
-    with pytest.raises(InputError, match=r"model/newest: expected a tag (.|\n)*invalid literal"):
-        champion()
+def test_tags_of_other_names_are_no_entries(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("clone", "--quiet", str(repository), str(tmp_path / "other"))
+    for name in ("newest", "vfoo", "v2-rc", "v3/x", "v04", "v"):
+        enter(f"model/{name}", json.dumps({"bundle": "no"}))
+    assert champion() is None
+    enter("model/v1", json.dumps({"bundle": "ab"}))
+    enter("model/v2", json.dumps({"bundle": "cd"}))
+    assert champion() == Entry("model/v2", "cd")
+    assert list(entries()) == [Entry("model/v1", "ab"), Entry("model/v2", "cd")]
+    monkeypatch.chdir(tmp_path / "other")
+    git(
+        "fetch",
+        "--quiet",
+        "--no-tags",
+        "origin",
+        "refs/tags/model/v1:refs/tags/model/v1",
+        "refs/tags/model/v2:refs/tags/model/v2",
+    )
+    git("-c", "user.name=a", "-c", "user.email=b", "tag", "-a", "model/vfoo", "-m", "another")
+    assert champion() == Entry("model/v2", "cd")
+    assert list(entries(fetch=True)) == [Entry("model/v1", "ab"), Entry("model/v2", "cd")]
 
 
 def test_what_flew_before_is_the_newest_other_bundle() -> None:

@@ -29,15 +29,15 @@ def test_a_promotion_is_a_tag_on_the_commit_and_the_aliases_that_follow(hangar: 
     one = hangar.bundle()
     fly("ada", "the first")
     two = hangar.take("two")
-    fly("@Grace", "better in fog")
+    fly("@Grace", "better in fog", image="sha256:2")
     assert origin.tags() == hangar.tags() == ["model/v1", "model/v2"]
     assert hangar.git("rev-parse", "model/v2^{commit}") == hangar.git("rev-parse", "two")
     entry, told = newest()
     assert entry == ledger.Entry("model/v2", two)
-    known = {key: told[key] for key in ("action", "by", "because", "previous", "restores", "grounds")}
+    known = {key: told[key] for key in ("action", "by", "because", "previous", "restores", "grounds", "image")}
     assert known == {
         **{"action": "promote", "by": "Grace", "because": "better in fog"},
-        **{"previous": "model/v1", "restores": None, "grounds": []},
+        **{"previous": "model/v1", "restores": None, "grounds": [], "image": "sha256:2"},
     }
     assert told["verdicts"] == json.loads(Path("inspection/gates.json").read_text())["gates"]
     assert told["metrics"]["roc_auc"] == {"value": 0.7, "low": 0.6, "high": 0.8}
@@ -248,7 +248,7 @@ def test_killed_at_any_step_leaves_the_old_or_the_new_champion_and_the_next_comm
 
 def _entries(where: Hangar) -> ledger.Flown:
     with chdir(where.path):
-        return ledger._read("--sort=version:refname")
+        return ledger._read()
 
 
 def registry_caught_up() -> None:
@@ -283,3 +283,23 @@ def test_a_promotion_that_is_run_again_is_content_with_what_it_did(
     assert hangar.tags() == ["model/v1"]
     with pytest.raises(Refused, match="expected an approver"):
         fly(None, "again", once=True)
+
+
+def test_a_run_whose_model_was_taken_back_does_not_let_it_fly_once_more(
+    hangar: Hangar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fly("ada", "the first")
+    hangar.take("two")
+    with monkeypatch.context() as run:
+        run.setenv("GITHUB_RUN_ID", "7")
+        fly("ada", "better in fog", once=True)
+    rollback("ada", "complaints")
+    assert [told["run"] for told in ledger.entries().values()] == [None, "7", None]
+    with monkeypatch.context() as run:
+        run.setenv("GITHUB_RUN_ID", "7")
+        with pytest.raises(Refused, match=r"7 made model/v2, and model/v3 flies since; .* start another run"):
+            fly("ada", "better in fog", once=True)
+        assert len(hangar.tags()) == 3
+        run.setenv("GITHUB_RUN_ID", "8")
+        fly("ada", "it was the sensors", once=True)
+    assert len(hangar.tags()) == 4

@@ -1,5 +1,7 @@
+import hashlib
 import shutil
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,9 @@ import pytest
 from flows import ledger, registry
 from flows.ledger import Refused
 from flows.rollback import restored, rollback
-from pipeline.canonical import folder_files
+from pipeline.canonical import files_hash, folder_files
 from pipeline.errors import InputError
-from tests.flows.hangar import MLFLOW_WARNS, Hangar, flown, hangar, hangars, registry_now
+from tests.flows.hangar import MLFLOW_WARNS, MODELS, Hangar, flown, hangar, hangars, registry_now
 from tests.flows.test_tracking import hasty_sqlite
 
 pytestmark = MLFLOW_WARNS
@@ -97,6 +99,48 @@ def test_a_bundle_that_is_gone_does_not_fly(hangar: Hangar, monkeypatch: pytest.
     with pytest.raises(InputError, match="model/v2: expected its bundle in DVC's remote or cache, found none"):
         rollback("ada", "back")
     assert len(hangar.tags()) == 3
+
+
+@pytest.mark.parametrize(
+    ("lost", "code", "to", "aliases"),
+    [
+        ("one", 1, "v2", {"champion": "two", "previous": "three"}),
+        ("two", 1, "v1", {"champion": "one", "previous": "three"}),
+        ("three", 2, "v2", {"champion": "two"}),
+    ],
+)
+def test_a_lost_bundle_is_named_and_stops_no_rollback_to_another(
+    hangar: Hangar,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    lost: str,
+    code: int,
+    to: str,
+    aliases: dict[str, str],
+) -> None:
+    bundles = {model: files_hash(folder_files(hangar.pulled / model / "bundle")) for model in MODELS}
+    for model in MODELS:
+        told = {"bundle": bundles[model], "by": "ada", "because": "better", "image": f"sha256:{model}"}
+        at, commit = datetime(2013, 11, 1, tzinfo=UTC), hangar.git("rev-parse", model)
+        ledger.enter(told, commit=commit, subject="Flown", at=at, flown=ledger.entries())
+    md5 = hashlib.md5((hangar.pulled / lost / "bundle/model.json").read_bytes(), usedforsecurity=False).hexdigest()
+    hangar.take("three")
+    elsewhere = shutil.copytree(".dvc/store", tmp_path / "store")  # not in the commits, which would have it still
+    Path(".dvc/config.local").write_text(f"['remote \"store\"']\nurl = {elsewhere}\n")
+    for folder in (elsewhere, Path(".dvc/cache")):
+        next(folder.rglob(md5[2:])).unlink()
+    if code == 1:
+        assert registry.registry() == 1
+    else:
+        with pytest.raises(registry.Lost, match="model/v3: expected the bundle"):
+            registry.registry()
+    rollback("ada", "complaints", to=to)
+    assert f"LOST: model/v{1 + MODELS.index(lost)}: expected the bundle {bundles[lost][:12]}" in capsys.readouterr().out
+    assert registry_now()["aliases"] == {alias: bundles[model] for alias, model in aliases.items()}
+    assert list(ledger.entries().values())[-1]["image"] == f"sha256:{aliases['champion']}"
+    with pytest.raises(InputError, match="expected its bundle in DVC's remote or cache, found none"):
+        rollback("ada", "and to what is lost", to=f"v{1 + MODELS.index(lost)}")
+    assert len(hangar.tags()) == 4
 
 
 @pytest.mark.usefixtures("flown")

@@ -108,6 +108,22 @@ def test_nobody_may_delete_or_move_an_entry_of_the_ledger() -> None:
     assert {rule["type"] for rule in rules["rules"]} == {"deletion", "update", "non_fast_forward"}
 
 
+def test_the_deploy_key_alone_adds_an_entry_to_the_ledger() -> None:
+    rules = ruleset("entries")
+    assert (rules["target"], rules["rules"]) == ("tag", [{"type": "creation"}])
+    assert rules["bypass_actors"] == [{"actor_type": "DeployKey", "bypass_mode": "always"}]
+    assert "refs/tags/model/*" in rules["conditions"]["ref_name"]["include"]
+
+
+def test_the_deploy_key_is_a_secret_of_environments_which_take_main_alone() -> None:
+    keyed = {name for name, step in STEPS if "secrets.PUSH_KEY" in str(step)}
+    assert {JOBS[name].get("environment") for name in keyed} == {"production", "training"}
+    told = (ROOT / "docs/runbook.md").read_text()
+    for environment in ("production", "training"):
+        assert f"environments/{environment}/deployment-branch-policies -f name=main" in told
+        assert f"gh secret set PUSH_KEY --env {environment}" in told
+
+
 def ruleset(name: str) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((ROOT / f".github/rulesets/{name}.json").read_text())
     assert (told["name"], told["enforcement"]) == (name, "active")
@@ -121,9 +137,34 @@ def test_the_rules_are_made_once_and_then_kept_up(tmp_path: Path) -> None:
     (tmp_path / "gh").chmod(0o755)
     subprocess.run(["make", "rules"], cwd=ROOT, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert [line for line in said.read_text().splitlines() if "--method" in line] == [
+        "api --silent --method POST repos/{owner}/{repo}/rulesets --input .github/rulesets/entries.json",
         "api --silent --method POST repos/{owner}/{repo}/rulesets --input .github/rulesets/ledger.json",
         "api --silent --method PUT repos/{owner}/{repo}/rulesets/7 --input .github/rulesets/main.json",
     ]
+
+
+def commands(job: str) -> list[str]:
+    return [step["run"] for step in JOBS[job]["steps"] if "run" in step]
+
+
+@pytest.mark.parametrize(("job", "enters"), [("promote / fly", "promote"), ("rollback / rollback", "rollback")])
+def test_an_image_is_found_and_verified_before_its_entry_is_made(job: str, enters: str) -> None:
+    wanted = ("flows.deliver find", "gh attestation verify", f"flows.{enters} ", "flows.deliver production")
+    found, verified, entered, delivered = (
+        next(number for number, command in enumerate(commands(job)) if step in command) for step in wanted
+    )
+    assert max(found, verified) < entered < delivered
+    assert '--image "$DIGEST"' in commands(job)[entered]
+
+
+def test_another_model_than_the_committed_one_passes_no_check() -> None:
+    order = [command.split(" ", 1)[-1] for command in commands("check / model")]
+    assert order.index("-m dvc repro --pull") + 1 == order.index("diff --exit-code dvc.lock")
+
+
+@pytest.mark.parametrize(("name", "step"), [(n, s) for n, s in STEPS if "flows.registry" in s.get("run", "")], ids=str)
+def test_a_registry_that_lacks_a_bundle_of_long_ago_stops_no_job(name: str, step: dict[str, Any]) -> None:
+    assert step["continue-on-error"] is True, name
 
 
 def locks() -> list[str]:

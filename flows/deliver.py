@@ -98,19 +98,19 @@ def status() -> None:
 
 
 def production(digest: str | None = None) -> None:
-    """Let the image of the ledger's champion be `champion`, and `vN` as its entry is called. `digest`: this image of
-    it; else that of the entry, the one that has that name, that of the entry which it restores, or the last one that
-    was pushed."""
+    """Let the image of the ledger's champion be `champion`, and `vN` as its entry is called, unless that names another.
+    `digest`: this image of it; else that of the entry, the one that has that name, that of the entry which it restores,
+    or the last one that was pushed. Tells that image and that entry, also where another is `champion` by then."""
     flown = ledger.entries(fetch=True)
     newest = _newest(flown)
     image = _image_of(newest, flown, digest)
-    for name in (_version(newest.tag), "champion"):
-        _name(image, name)
+    if flown[newest].get("image") in (None, image):  # what has no name is soon cleared away, and vN is to stay
+        _name(image, _version(newest.tag))
+    _name(image, "champion")
     _apply("production", {"champion": image})
     if ledger.newest(ledger.entries(fetch=True)) != newest:  # somebody was faster, and is to have the last word
-        return production()
+        production()
     _tell(digest=image, tag=newest.tag)
-    return None
 
 
 def _newest(flown: ledger.Flown) -> ledger.Entry:
@@ -226,6 +226,6 @@ if __name__ == "__main__":
         if action is find:
             sub.add_argument("version", nargs="?", metavar="vN", help="the entry; else the bundle on disk")
         if action not in (push, status):
-            sub.add_argument("--digest", metavar="sha256:...", help="this image, and no other")
+            sub.add_argument("--digest", metavar="sha256:...", type=ledger.digest, help="this image, and no other")
     arguments = vars(parser.parse_args())
     run(ledger.decided(arguments.pop("action")), arguments, tracked=False, failed=2)

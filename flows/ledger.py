@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -81,6 +82,13 @@ def newest(flown: Flown) -> Entry | None:
 def tag_of(version: str) -> str:
     """The tag that is meant by v3, 3 or model/v3."""
     return f"model/v{version.removeprefix('model/').removeprefix('v')}"
+
+
+def digest(text: str) -> str:
+    """What an image is known by, from a command line; ArgumentTypeError where it is none, since an entry stays."""
+    if not re.fullmatch("sha256:[0-9a-f]{64}", text):
+        raise ArgumentTypeError(f"expected sha256: and 64 digits, as `python -m flows.deliver find` says, got '{text}'")
+    return text
 
 
 def before(flown: Flown) -> Entry | None:

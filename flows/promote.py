@@ -33,7 +33,7 @@ def promote(
     approval = approved(by, because)
     ledger.tagger()
     flown = ledger.entries(fetch=True)
-    registry.follow(flown)
+    registry.catch_up(flown)
     commit, bundle = ledger.git("rev-parse", "HEAD"), bundle_hash()
     if once and (newest := ledger.newest(flown)) and newest.bundle == bundle:
         say(f"{newest.tag}: bundle {bundle[:12]} is the champion already")
@@ -116,5 +116,5 @@ if __name__ == "__main__":
     parser.add_argument("--because", required=True, metavar="TEXT", help="the reason, for those who read it later")
     parser.add_argument("--emergency", action="store_true", help="although grounded; shown in red from then on")
     parser.add_argument("--once", action="store_true", help="be content where this bundle is the champion already")
-    parser.add_argument("--image", metavar="sha256:...", help="the image that is to serve it, for the ledger")
+    parser.add_argument("--image", metavar="sha256:...", type=ledger.digest, help="its image, for the ledger")
     run(ledger.decided(promote), vars(parser.parse_args()), tracked=False, failed=2)

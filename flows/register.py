@@ -28,7 +28,7 @@ def register(dirty: bool = False) -> None:
             "it as it is: --dirty"
         )
     flown, bundle = ledger.entries(), bundle_hash()
-    registry.follow(flown)
+    registry.catch_up(flown)
     has_flown = bundle in [entry.bundle for entry in flown]
     tags = {} if has_flown else described(bundle, changed)
     version = registry.register(bundle, tags, challenges=bundle != getattr(ledger.newest(flown), "bundle", None))

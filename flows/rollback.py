@@ -19,10 +19,7 @@ def rollback(by: str | None, because: str, to: str | None = None, image: str | N
     approval = approved(by, because)
     ledger.tagger()
     flown = ledger.entries(fetch=True)
-    try:
-        registry.follow(flown)
-    except registry.Lost as error:  # a champion that nobody has can be taken back
-        say(red(f"LOST: {error}"))
+    registry.catch_up(flown)
     newest = ledger.newest(flown)
     if once and to and newest and newest.bundle in [entry.bundle for entry in flown if entry.tag == ledger.tag_of(to)]:
         say(f"{newest.tag}: bundle {newest.bundle[:12]} is the champion already")
@@ -59,6 +56,6 @@ if __name__ == "__main__":
     parser.add_argument("--by", metavar="LOGIN", help="who approves; in GitHub Actions, whoever approved the run")
     parser.add_argument("--because", required=True, metavar="TEXT", help="the reason, for those who read it later")
     parser.add_argument("--to", metavar="vN", help="the entry to go back to; else what flew before the champion")
-    parser.add_argument("--image", metavar="sha256:...", help="its image; else the one that entry names")
+    parser.add_argument("--image", metavar="sha256:...", type=ledger.digest, help="its image; else the entry's")
     parser.add_argument("--once", action="store_true", help="be content where that of --to is the champion already")
     run(ledger.decided(rollback), vars(parser.parse_args()), tracked=False, failed=2)

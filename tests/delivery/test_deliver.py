@@ -127,6 +127,8 @@ def test_the_image_that_an_entry_names_counts_and_not_a_name_that_somebody_moved
     assert yard.told()["digest"] == first
     production()
     assert {yard.tags()[name] for name in ("v1", "champion")} == {first}
+    production(later)
+    assert yard.tags() | {"v1": first, "champion": later} == yard.tags()
     yard.build("two")
     with pytest.raises(Refused, match=r"the label model\.hash there says"):
         find(digest=later)
@@ -178,6 +180,36 @@ def test_killed_on_the_way_into_production_it_is_told_what_is_there_and_the_next
         status()
         assert yard.tags() | dict.fromkeys(("champion", "v2"), digests["two"]) == yard.tags()
         production()
+
+
+def test_who_takes_a_model_back_while_it_is_delivered_has_the_last_word_and_no_release_of_its_name(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests, apply = {}, deliver._apply
+    for model in ("one", "two"):
+        yard.build(model)
+        push()
+        digests[model] = yard.told()["digest"]
+        promote("ada", "it was time", image=digests[model])
+
+    def taken_back(*_: object) -> None:
+        monkeypatch.setattr(deliver, "_apply", apply)
+        rollback("ada", "complaints")
+
+    monkeypatch.setattr(deliver, "_apply", taken_back)
+    production(digests["two"])
+    assert yard.tags()["champion"] == yard.tags()["v3"] == digests["one"]
+    assert yard.told() | {"digest": digests["two"], "tag": "model/v2"} == yard.told()
+    status()
+
+
+@pytest.mark.parametrize("command", ["promote --because x --image", "deliver production --digest"])
+@pytest.mark.parametrize("digest", ["", "sha256:...", "v1"])
+def test_what_is_no_digest_is_not_taken_for_one(command: str, digest: str) -> None:
+    call = [sys.executable, "-m", *f"flows.{command}".split(), digest]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f": expected sha256: and 64 digits, as `python -m flows.deliver find` says, got '{digest}'\n" in done.stderr
 
 
 def test_an_image_that_holds_another_bundle_than_the_champions_serves_nowhere(yard: Yard) -> None:

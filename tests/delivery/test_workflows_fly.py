@@ -84,7 +84,9 @@ def released(github: GitHub) -> list[str]:
 def verified(github: GitHub) -> list[str]:
     """The digests whose builder was asked for, in order."""
     calls = [json.loads(line) for line in (github.folder / "calls.jsonl").read_text().splitlines()]
-    return [call[2].partition("@")[2] for call in calls if call[:2] == ["attestation", "verify"]]
+    asked = [call for call in calls if call[:2] == ["attestation", "verify"]]
+    assert all(call[-1].endswith("/.github/workflows/promote.yml") for call in asked)
+    return [call[2].partition("@")[2] for call in asked]
 
 
 def served(github: GitHub, digest: str) -> str:

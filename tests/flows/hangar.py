@@ -1,5 +1,6 @@
 """A small repository whose three models DVC keeps, for what registers them, lets them fly and takes them back."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -47,7 +48,7 @@ command = "git for-each-ref --sort=-version:refname --count=1 --format=%(refname
 tag = subprocess.run(command.split(), capture_output=True, text=True).stdout.strip()
 champion = {"state": "duel", "tag": tag} if tag else {"state": "first"}
 gates = [{"gate": g, "passed": g not in failed, "waived": None, "reason": f"{g} was measured"}
-         for g in ("floor", "hashes", "recorded")]
+         for g in ("floor", "champion", "hashes", "recorded")]
 verdict = {"airworthy": not failed, "waived": [], "bundle": bundle, "gates": gates, "champion": champion,
            "dvc.lock": sha(pathlib.Path("dvc.lock").read_bytes())}
 pathlib.Path("inspection").mkdir(exist_ok=True)
@@ -81,6 +82,14 @@ class Hangar:
 
     def bundle(self) -> str:
         return files_hash(folder_files(self.path / "bundle"))
+
+    def lose(self, model: str, elsewhere: Path) -> None:
+        """Let nobody have a model's bundle: neither the cache, nor the remote, which now is no part of the commits."""
+        shutil.copytree(self.path / ".dvc/store", elsewhere)
+        (self.path / ".dvc/config.local").write_text(f"['remote \"store\"']\nurl = {elsewhere}\n")
+        content = (self.pulled / model / "bundle/model.json").read_bytes()
+        for folder in (elsewhere, self.path / ".dvc/cache"):
+            next(folder.rglob(hashlib.md5(content, usedforsecurity=False).hexdigest()[2:])).unlink()
 
     def tags(self) -> list[str]:
         return self.git("tag", "--list", "model/*").split()

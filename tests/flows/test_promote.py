@@ -9,6 +9,7 @@ import pytest
 from flows import ledger, promote, registry
 from flows.ledger import Refused, decided
 from flows.promote import promote as fly
+from flows.register import register
 from flows.rollback import rollback
 from pipeline.errors import InputError
 from tests.flows.hangar import MLFLOW_WARNS, Hangar, flown, hangar, hangars, killed_before, other, registry_now
@@ -115,6 +116,25 @@ def test_an_emergency_flies_and_is_told_wherever_the_model_is(
         **{"bundle": "", "git.commit": "", "airworthy": "false"},
         "emergency": "EMERGENCY: flown although grounded by floor",
     }
+
+
+def test_where_nobody_has_the_only_champion_any_more_another_can_fly_in_an_emergency(
+    hangar: Hangar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, at = hangar.bundle(), datetime(2013, 11, 1, tzinfo=UTC)
+    told = {"bundle": one, "by": "ada", "because": "the first"}
+    ledger.enter(told, commit=ledger.git("rev-parse", "HEAD"), subject="Flown", at=at, flown={})
+    two = hangar.take("two")
+    hangar.lose("one", tmp_path / "store")
+    register()
+    assert registry_now()["aliases"] == {"challenger": two}
+    monkeypatch.setenv("GROUNDED", "champion")  # which cannot be read
+    with pytest.raises(Refused, match="this one is grounded"):
+        fly("ada", "a storm")
+    fly("ada", "a storm", emergency=True)
+    assert f"LOST: model/v1: expected the bundle {one[:12]}" in capsys.readouterr().out
+    assert registry_now()["aliases"] == {"champion": two}
+    assert hangar.tags() == ["model/v1", "model/v2"]
 
 
 @pytest.mark.usefixtures("hangar")

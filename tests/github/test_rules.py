@@ -124,6 +124,11 @@ def test_the_deploy_key_is_a_secret_of_environments_which_take_main_alone() -> N
         assert f"gh secret set PUSH_KEY --env {environment}" in told
 
 
+@pytest.mark.parametrize("name", sorted({name for name, job in JOBS.items() if "secrets." in str(job)}))
+def test_a_job_that_has_a_secret_has_an_environment_for_it(name: str) -> None:
+    assert JOBS[name].get("environment") in ("staging", "production", "training")
+
+
 def ruleset(name: str) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((ROOT / f".github/rulesets/{name}.json").read_text())
     assert (told["name"], told["enforcement"]) == (name, "active")

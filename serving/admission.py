@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from starlette.types import Receive
 
 from serving.access import Access, Scope
+from serving.exchange import Exchange
 from serving.problems import Answer, Problem
 from serving.protocols import Call
 from serving.settings import Settings
@@ -48,7 +49,9 @@ class Admission:
         self._max_bytes = settings.max_body_bytes
         self._seconds = settings.read_timeout_s
 
-    async def answer(self, endpoint: Endpoint, call: Call, receive: Receive) -> tuple[Answer, int]:
+    async def answer(
+        self, endpoint: Endpoint, call: Call, receive: Receive, exchange: Exchange | None = None
+    ) -> tuple[Answer, int]:
         """What the endpoint answers; Problem where the request is not let in, ClientLeft where its body ends early."""
         if endpoint.scope is not None:
             call.holder = self.access.check(call.headers, endpoint.scope)
@@ -57,7 +60,8 @@ class Admission:
         self._check(full=self.bytes_taken > 0 and self.bytes_taken + size > self._most_bytes)
         self.bytes_taken += size
         try:
-            call.body = await self._read(receive, most)
+            whole = exchange.body() if exchange else None
+            call.body = await self._read(receive, most) if whole is None else _fitting(whole, most)
             self._check()  # once more: whoever is slow with a body has kept nobody else out meanwhile
             self.taken += 1
             try:
@@ -97,7 +101,7 @@ def _size(headers: Mapping[bytes, bytes], most: int) -> int:
 
 
 async def _all(receive: Receive, most: int) -> bytes:
-    body, more = b"", True
+    more = True
     chunks = []
     length = 0
     while more:
@@ -109,7 +113,13 @@ async def _all(receive: Receive, most: int) -> bytes:
         if length > most:
             raise _too_long(most)
         chunks.append(body)
-    return body if len(chunks) == 1 else b"".join(chunks)
+    return b"".join(chunks)
+
+
+def _fitting(body: bytes, most: int) -> bytes:
+    if len(body) > most:
+        raise _too_long(most)
+    return body
 
 
 def _too_long(most: int) -> Problem:

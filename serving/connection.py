@@ -13,11 +13,12 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.exchange import Exchange, Whole
 from serving.problems import Problem
 
 HEAD_MAX_BYTES = 65_536  # of a head that comes in pieces; a single piece is at most four times as long
@@ -35,32 +36,6 @@ class Limits(NamedTuple):
 def limited(limits: Limits) -> type["Connection"]:
     """The class for `uvicorn.run(http=...)`: a head must be whole, and an answer read, within so many seconds."""
     return type("Limited", (Connection,), {"limits": limits})
-
-
-class Whole:
-    """A transport that sends an answer's head with its body: one system call, and one packet, instead of two."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send data, behind what waits; or let it wait for what comes in the same turn of the loop."""
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        elif data:
-            self._head = data
-            self._loop.call_soon(self.write, b"")
-
-    def close(self) -> None:
-        """Send what waits, and close."""
-        if self._head:
-            self.write(b"")
-        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -109,6 +84,12 @@ class Connection(HttpToolsProtocol):
         self._outside = 0
         if self._late is not None:
             self._stop_late()
+
+    def on_headers_complete(self) -> None:
+        """A request's head is whole: its route may do without ASGI's messages."""
+        super().on_headers_complete()
+        if not self._in_head():
+            self.scope["exchange"] = Exchange(self.cycle)  # type: ignore[typeddict-unknown-key]  # our own
 
     def on_body(self, body: bytes) -> None:
         """Bytes are of a body: kept, or skipped where its request is answered."""

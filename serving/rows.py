@@ -117,17 +117,17 @@ class Column:
             return False
         return True
 
-    def array(self, values: Sequence[Any]) -> np.ndarray:
+    def array(self, values: Iterable[Any]) -> np.ndarray:
         """Checked values as the array that features take: what `pipeline.scoring.parse_column` gives."""
         if self.kind == "category":
-            return np.array(values, _OBJECT)
+            return np.fromiter(values, _OBJECT)
         if self.kind == "time":
-            microseconds = [  # numpy takes six times as long
+            microseconds = (  # numpy takes six times as long
                 _NAT if value is None else (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
                 for value in values
-            ]
-            return np.array(microseconds, _INT64).view(_TIME)
-        return np.array(values, _FLOAT64)
+            )
+            return np.fromiter(microseconds, _INT64).view(_TIME)
+        return np.fromiter(values, _FLOAT64)
 
     def array_of_json(self, values: Sequence[Any]) -> np.ndarray:
         """JSON values as that array; RowError names those that do not fit."""
@@ -220,9 +220,9 @@ class Inputs:
         """Checked rows, column by column."""
         made: dict[str, np.ndarray] = {}
         for names, values_of, array in self._alike:  # one array of all of a kind is made sooner than one each
-            flat = list(map(values_of, rows))
+            flat = map(values_of, rows)
             if len(names) > 1:
-                flat = list(itertools.chain.from_iterable(flat))
+                flat = itertools.chain.from_iterable(flat)
             made |= zip(names, array(flat).reshape(len(rows), len(names)).T, strict=True)
         return made
 

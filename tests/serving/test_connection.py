@@ -25,19 +25,27 @@ BIG = 50_000_000
 
 
 class App:
-    """Answers `/count` with the body's length, `/wait` late, `/long?<bytes>` at length, and all else with its path."""
+    """Answers `/count` with the body's length, `/wait` late, `/long?<bytes>` at length, and all else with its path; by
+    ASGI's messages, or where it may in one piece."""
 
-    def __init__(self) -> None:
-        self.left = 0
+    def __init__(self, *, pieces: bool) -> None:
+        self.left, self.pieces = 0, pieces
+        self.read_whole, self.sent_whole = 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = scope.pop("exchange") if self.pieces else None
         answer = scope["path"].encode()
         if answer == b"/count":
-            answer = b"%d bytes" % await self._count(receive)
+            body = exchange.body() if exchange else None
+            self.read_whole += body is not None
+            answer = b"%d bytes" % (await self._count(receive) if body is None else len(body))
         elif answer == b"/wait":
             await asyncio.sleep(0.5)
         elif answer == b"/long":
             answer = b"x" * int(scope["query_string"])
+        if exchange and exchange.answer(200, b"content-length: %d\r\n" % len(answer), answer):
+            self.sent_whole += 1
+            return
         headers = [(b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -55,8 +63,8 @@ class App:
 class Served:
     """A server with this protocol, in a thread."""
 
-    def __init__(self, *, read_s: float, write_s: float, keep_alive_s: float, most: int) -> None:
-        self.app = App()
+    def __init__(self, *, pieces: bool, read_s: float, write_s: float, keep_alive_s: float, most: int) -> None:
+        self.app = App(pieces=pieces)
         self.refused: list[str] = []
         config = uvicorn.Config(
             self.app,
@@ -101,15 +109,15 @@ class Served:
 Serve = Callable[..., Served]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
+@pytest.fixture(params=[False, True], ids=["messages", "one piece"])
+def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
     """Starts a server, without limits but those that a test gives."""
     started: list[Served] = []
 
     def start(
         *, read_s: float = LONG_S, write_s: float = LONG_S, keep_alive_s: float = LONG_S, most: int = 1_000
     ) -> Served:
-        served = Served(read_s=read_s, write_s=write_s, keep_alive_s=keep_alive_s, most=most)
+        served = Served(pieces=request.param, read_s=read_s, write_s=write_s, keep_alive_s=keep_alive_s, most=most)
         started.append(served)
         served.thread.start()
         until(lambda: served.server.started)
@@ -308,6 +316,31 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     pipelined = b"GET /wait HTTP/1.1\r\n\r\n" + GET + POST + b"content-length: 2\r\n\r\nab" + last
     assert bodies(served.talk(pipelined)) == [b"/wait", b"/get", b"2 bytes", b"/get"]
     assert served.refused == []
+    app = served.app
+    assert (app.read_whole, app.sent_whole) == ((1, 3) if app.pieces else (0, 0))  # the last one ends its connection
+
+
+def test_an_answer_in_one_piece_is_the_one_that_goes_by_messages(serve: Serve) -> None:
+    asked = POST + b"content-length: 2\r\n\r\nab"
+    served = serve()
+    found = answers(served.talk(asked + asked.replace(b"host: x", b"connection: close")))
+    for _, headers, _ in found:
+        assert headers.pop("server") == "uvicorn"
+        assert headers.pop("date").endswith("GMT")
+    assert found == [
+        (200, {"content-length": "7"}, b"2 bytes"),
+        (200, {"content-length": "7", "connection": "close"}, b"2 bytes"),
+    ]
+
+
+def test_an_answer_to_who_is_still_sending_does_not_go_in_one_piece(serve: Serve) -> None:
+    served = serve()
+    with served.connect() as connection:
+        connection.sendall(POST.replace(b"/count", b"/wait") + b"content-length: 5\r\n\r\nab")
+        assert connection.recv(1_000).endswith(b"/wait")
+        connection.sendall(b"cde" + GET)
+        assert connection.recv(1_000).endswith(b"/get")
+    assert served.app.sent_whole == served.app.pieces
 
 
 def test_one_connection_serves_for_longer_than_every_limit(serve: Serve) -> None:

@@ -4,9 +4,10 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.serving.made import Bundle, Service, problem
+from tests.serving.made import Bundle, Server, Service, problem
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -223,6 +224,21 @@ def test_every_answer_is_safe_in_a_browser_and_for_this_origin_alone(service: Se
     assert headers["x-frame-options"] == "SAMEORIGIN"
     assert headers["referrer-policy"] == "no-referrer"
     assert not [name for name in headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/invocations"])
+def test_an_answer_is_the_same_for_a_connection_that_stays_and_one_that_ends(
+    server: Server, made: Callable[[str], Bundle], path: str
+) -> None:
+    asked = {"rows" if path == "/predict" else "instances": made("binary-onnx").rows()[:1]}
+    stays, ends = (
+        httpx.post(server.url + path, headers={"x-request-id": "one", "connection": connection}, json=asked)
+        for connection in ("keep-alive", "close")
+    )
+    assert stays.status_code == 200
+    assert ends.headers.pop("connection") == "close"
+    assert (stays.status_code, stays.content) == (ends.status_code, ends.content)
+    assert {**stays.headers, "date": ""} == {**ends.headers, "date": ""}
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v2/health/live", "/health", "/ping"])

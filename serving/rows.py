@@ -220,7 +220,7 @@ class Inputs:
         """Checked rows, column by column."""
         made: dict[str, np.ndarray] = {}
         for names, values_of, array in self._alike:  # one array of all of a kind is made sooner than one each
-            flat = map(values_of, rows)
+            flat: Iterable[Any] = map(values_of, rows)
             if len(names) > 1:
                 flat = itertools.chain.from_iterable(flat)
             made |= zip(names, array(flat).reshape(len(rows), len(names)).T, strict=True)

@@ -4,7 +4,7 @@
 PY := .venv/bin/python
 SERVING_PY := serving/.venv/bin/python
 TOOLS := .github/.venv/bin
-PORT ?= 8000
+PORT ?= $(or $(SERVING_PORT),8000)
 SBOM ?= .cache/sbom.json
 export HOST_PATH := $(PATH)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

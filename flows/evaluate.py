@@ -47,6 +47,8 @@ def read_params() -> EvaluateParams:
 
 def evaluated(params: EvaluateParams) -> Evaluation:
     """The evaluation of the files on disk."""
+    if not BUNDLE.is_dir():
+        raise InputError(f"expected a bundle in {BUNDLE}/, found none; run `dvc repro --pull`")
     return judge(
         {name: io(read_prepared)(PREPARED / f"{name}.parquet") for name in SPLITS},
         contract=CONTRACT,

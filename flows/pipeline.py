@@ -92,6 +92,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=schedule.__doc__)
     parser.add_argument("--once", action="store_true", help="run it once, now; fails where the source has nothing new")
     if parser.parse_args().once:
-        run(once, tracked=False)
+        run(once, {}, tracked=False)
     else:
         schedule()

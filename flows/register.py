@@ -24,8 +24,8 @@ def register(dirty: bool = False) -> None:
     changed = uncommitted()
     if changed and not dirty:
         raise Refused(
-            f"expected a working tree as it is committed, but {', '.join(changed)} differ; commit them, or register "
-            "it as it is: --dirty"
+            f"expected a working tree as it is committed, but {', '.join(changed)} differ; commit them, bring "
+            "what is missing (`dvc repro --pull`), or register it as it is: --dirty"
         )
     flown, bundle = ledger.entries(), bundle_hash()
     registry.catch_up(flown)

@@ -124,6 +124,6 @@ if __name__ == "__main__":
             sys.exit(f"repro: {error}")
         if not os.environ.get("PREFECT_API_URL") and own.url() is None:
             say("Prefect's server could not start (.prefect/server.log says why): going on without it")
-        run(repro, tracked=False)
+        run(repro, {}, tracked=False)
     finally:
         own.stop()

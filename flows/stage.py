@@ -3,6 +3,7 @@
 A server that dies stops nothing: what has begun is never begun again, and what has finished stands.
 """
 
+import argparse
 import errno
 import logging
 import os
@@ -35,8 +36,11 @@ def run(
     """Run a flow as the one job of this program: exit with the number that it returns, or with `failed` where it
     raises, and one line where an input is wrong.
 
-    `tracked`: whether it is a stage of the pipeline, whose outputs go to MLflow.
+    `arguments`: what the command line said; without them, it may say nothing but `--help`. `tracked`: whether it is a
+    stage of the pipeline, whose outputs go to MLflow.
     """
+    if arguments is None:
+        _parser(function).parse_args()
     name, work = function.__name__, _Work(function, arguments or {})
     try:
         url = _run(work, tracked=tracked)
@@ -62,8 +66,14 @@ def run(
 def run_stage(function: Callable[..., object]) -> None:
     """Run a stage as the one job of this program; with a folder as its argument, into that one instead, untracked: for
     an inspection, which makes again what is recorded."""
-    folder = dict(zip(["folder"], sys.argv[1:], strict=False))
+    parser = _parser(function)
+    parser.add_argument("folder", nargs="?", help="write there instead, and track nothing")
+    folder = {name: given for name, given in vars(parser.parse_args()).items() if given}
     run(function, folder, tracked=not folder)
+
+
+def _parser(function: Callable[..., object]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"python -m flows.{function.__name__}", description=function.__doc__)
 
 
 def io(function: Callable[P, T]) -> Callable[P, T]:

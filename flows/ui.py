@@ -21,7 +21,7 @@ def ui() -> None:
     prefect = server.start()
     try:
         _wait(mlflow, address)
-        say(f"MLflow   {address}")
+        say(f"MLflow   {address}/#/experiments")
         shown = None
         while mlflow.alive():
             if (url := server.recorded()) is None:
@@ -35,7 +35,7 @@ def ui() -> None:
                 say(f"Prefect  {url.removesuffix('/api')}")
                 if shown is None:
                     say("Ctrl-C stops both")
-                    _open(address, url.removesuffix("/api"))
+                    _open(f"{address}/#/experiments", url.removesuffix("/api"))
                 shown = url
             time.sleep(1)
         sys.exit(1)

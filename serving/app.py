@@ -64,7 +64,8 @@ def create_app(settings: Settings, features: Features, log: Log) -> Edge:
         "/admin/revive": Endpoint("/admin/revive", "admin", service.revive),
     }
     for path, endpoint in endpoints.items():
-        app.post(path, tags=[endpoint.scope or "page"], name=path)(_answering(endpoint, admission, service))
+        route = app.post(path, tags=[endpoint.scope or "page"], name=path, summary=endpoint.handle.__doc__)
+        route(_answering(endpoint, admission, service))
     _add_page(app, service)
     _add_health(app, service)
     _add_v2(app, service)

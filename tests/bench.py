@@ -154,15 +154,15 @@ def ten_copies(clone: Clone, copies: int = 10) -> list[str]:
     sys.path[:0] = [str(ROOT / "src")]
     from pipeline.canonical import json_bytes, parquet_bytes, sha256
     from pipeline.partitions import MANIFEST, read_manifest
+    from problem.schema import CONTRACT
 
     data = clone.path / "data"
     manifest = read_manifest(data)
     for period, entry in manifest["periods"].items():
         rows = pd.read_parquet(data / f"{period}.parquet")
-        # A key stands once: every copy departs a millisecond after the one before.
-        departures = rows["scheduled_departure_at"]
-        later = [departures + pd.Timedelta(milliseconds=i) for i in range(copies)]
-        shifted = [rows.assign(scheduled_departure_at=moments) for moments in later]
+        # A key stands once: every copy is a millisecond later than the one before.
+        moment = CONTRACT.time.name
+        shifted = [rows.assign(**{moment: rows[moment] + pd.Timedelta(milliseconds=i)}) for i in range(copies)]
         content = parquet_bytes(pd.concat(shifted, ignore_index=True))
         (data / f"{period}.parquet").unlink()
         (data / f"{period}.parquet").write_bytes(content)

@@ -50,7 +50,8 @@ def duel(
         theirs = judged_rows(rows, contract, champion[0])
     except KeyError as error:
         raise InputError(
-            f"expected {name} to score today's rows, but it needs a column that they lack: {error}"
+            f"expected {name} to score today's rows, but it needs a column that they lack: {error}; keep the "
+            "column, or say under inspect.waived.champion in params.yaml why the next model may fly without a duel"
         ) from error
     ours = judged_rows(rows, contract, challenger[0])
     if ours.decision is not None and theirs.decision is not None:  # a wrong decision costs both the same

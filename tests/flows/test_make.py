@@ -126,7 +126,7 @@ def test_the_service_starts_in_its_environment_on_the_port_that_was_named(ready:
     (ready.path / "serving/__init__.py").touch()
     said = "import os, sys; print(sys.prefix, os.environ['SERVING_PORT'], os.environ['SERVING_INSPECTED'])"
     (ready.path / "serving/__main__.py").write_text(said)
-    for arguments, port in (((), "8000"), (("PORT=9000",), "9000")):
+    for arguments, port in (((), "8000"), (("PORT=9000",), "9000"), (("SERVING_PORT=9001",), "9001")):
         assert ready.make("serve", *arguments).stdout == f"{ready.path}/serving/.venv {port} 0\n"
     (ready.path / "serving/requirements-sklearn.lock").touch()
     (ready.path / "bundle").mkdir()

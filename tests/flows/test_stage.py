@@ -53,6 +53,23 @@ def test_a_stage_without_a_server_runs_directly_and_says_so(scratch) -> None:
     assert (scratch.path / "out.txt").read_text() == "toy\n"
 
 
+@pytest.mark.parametrize("runs", ["run(toy)", "run_stage(toy)"])
+def test_whoever_asks_what_a_stage_does_is_told_and_nothing_is_done(scratch, runs: str) -> None:
+    scratch.write(
+        "flows/toy.py",
+        TOY.replace("import artifact, io, run, say", "import artifact, io, run, run_stage, say").replace(
+            "run(toy)", runs
+        ),
+    )
+    done = scratch.run("flows.toy", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m flows.toy [-h]")
+    assert "Make a toy." in done.stdout
+    assert scratch.run("flows.toy", "--aside").returncode == 2
+    assert not (scratch.path / "out.txt").exists()
+    assert not (scratch.path / "--help").exists()
+
+
 def test_a_configured_server_that_does_not_answer_is_left_alone(scratch) -> None:
     scratch.write("flows/toy.py", TOY)
     done = scratch.run("flows.toy", PREFECT_API_URL="http://127.0.0.1:9/api")

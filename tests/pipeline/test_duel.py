@@ -167,7 +167,7 @@ def test_a_champion_that_tells_other_classes_apart_is_refused() -> None:
     ids=["a column of the table", "a feature of the model"],
 )
 def test_a_champion_that_needs_a_column_that_is_gone_is_refused(changed: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"expected model/v3 to score today's rows, but .* lack: '(humidity|maker)'"):
+    with pytest.raises(InputError, match=r"expected model/v3 to score today's rows, .* lack: '(humidity|maker)'; keep"):
         fight(None, replace(make_scorer(), **changed))
 
 

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from tests.rivals.servers import Rows, Server, servers
 from tests.rivals.trained import save, trained
 
 ROUNDS, SECONDS = int(os.environ.get("ROUNDS", "5")), int(os.environ.get("SECONDS", "3"))
-CLIENTS, BATCH, SEED = 16, 1000, 5
+CLIENTS, BATCH, SEED, SETTLES_S = 16, 1000, 5, 1
 TOLERANCE = 1e-6  # between a server's scores and those of golden.json
 WRK = ("wrk", "-t1", "--latency", "--timeout", "30s")
 OURS, SKLEARN, HELLO = "service", "service-sklearn", "hello"
@@ -113,8 +114,9 @@ def turn(name: str, server: Server, rows: Rows, scores: list[float], folder: Pat
         check(name, server, up.url, rows, scores)
         load(server, up, rows[:1], 1, folder, seconds=1)  # warms it
         alone = load(server, up, rows[:1], 1, folder)
-        batches = load(server, up, rows, 1, folder).per_second if server.body else float("nan")
-        busy = load(server, up, rows[:1], CLIENTS, folder)  # last, because what it leaves undone would delay others
+        busy = load(server, up, rows[:1], CLIENTS, folder)
+        time.sleep(SETTLES_S)  # what its clients left behind is answered
+        batches = load(server, up, rows, 1, folder).per_second if server.body else float("nan")  # last: 100 MB of log
         memory = sum(process.memory_info().rss for process in tree(up.process)) / 1e6
         return Turn(busy.per_second, alone.median_ms, alone.p99_ms, busy.cpu_us, BATCH * batches, memory, up.cold_s)
 

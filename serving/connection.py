@@ -89,7 +89,7 @@ class Connection(HttpToolsProtocol):
         """A request's head is whole: its route may do without ASGI's messages."""
         super().on_headers_complete()
         if not self._in_head():
-            self.scope["exchange"] = Exchange(self.cycle)  # type: ignore[typeddict-unknown-key]  # our own
+            self.scope["exchange"] = Exchange(self.cycle, self.tasks)  # type: ignore[typeddict-unknown-key]  # our own
 
     def on_body(self, body: bytes) -> None:
         """Bytes are of a body: kept, or skipped where its request is answered."""

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from time import perf_counter
-from typing import Any
 
+from msgspec import UNSET
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.admission import CLIENT_LEFT, Admission, ClientLeft, Endpoint
@@ -69,7 +69,7 @@ class Edge:
         begun = perf_counter()
         exchange = scope.pop("exchange", None)  # which knows the scope: else only the collector would end the two
         headers = dict(scope["headers"])
-        call = Call(self._ids.of(headers), headers)
+        call = Call(self._ids.of(headers), headers, alone=exchange is not None and exchange.alone)
         span = self._tracing.begin(scope["method"], scope["path"], headers)
         self._metrics.in_flight += 1
         route, status, rows = "other", CLIENT_LEFT, 0
@@ -89,7 +89,11 @@ class Edge:
             self._metrics.in_flight -= 1
             seconds = perf_counter() - begun
             self._metrics.answered(route, status, seconds)
-            self._access(call, span, route=route, status=status, ms=round(1000 * seconds, 3), rows=rows)
+            model = call.model or self.service.live.release.hash[:12]
+            trace_id = span.trace_id if span else UNSET
+            self.service.log.request(
+                call.id, model, call.holder, route, status, round(1000 * seconds, 3), rows, trace_id
+            )
             if span:
                 span.end(route, status)
 
@@ -126,12 +130,6 @@ class Edge:
         except Exception:  # FastAPI has had it answered, and raises it once more
             return _route(scope), 500
         return _route(scope), status
-
-    def _access(self, call: Call, span: Span | None, **fields: Any) -> None:
-        if span:
-            fields["trace_id"] = span.trace_id
-        model = call.model or self.service.live.release.hash[:12]
-        self.service.log.line("request", request_id=call.id, model=model, holder=call.holder, **fields)
 
 
 def _route(scope: Scope) -> str:

@@ -6,6 +6,7 @@ scope has as `exchange` does without; where not, or under another server, the me
 """
 
 import asyncio
+from collections.abc import Sized
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -44,8 +45,13 @@ class Whole:
 class Exchange:
     """One request, past ASGI's messages."""
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    def __init__(self, cycle: RequestResponseCycle, under_way: Sized) -> None:
+        self._cycle, self._under_way = cycle, under_way
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other request is under way."""
+        return len(self._under_way) == 1
 
     def body(self) -> bytes | None:
         """The request's body, None where not all of it is here; what `receive` does at once."""

@@ -5,7 +5,6 @@ here to do more with a score.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,13 +41,12 @@ class Entry(Struct):
     columns: dict[str, list[Any]] | UnsetType = UNSET
 
 
-@dataclass(slots=True)
-class Request:
-    """What a client asked, and under which id; `rows` as the prediction log has them, once that is made."""
+class Request(NamedTuple):
+    """What a client asked, and under which id; `alone` where no other was under way when it came."""
 
     id: str
     asked: Asked
-    rows: Raw | None = None
+    alone: bool = False
 
 
 class Desk(NamedTuple):
@@ -91,13 +89,14 @@ class Live:
 
     async def score(self, request: Request) -> Scored | None:
         """The scores of a request's rows; None where a challenger has none."""
-        if request.asked.size <= INLINE_ROWS:
-            return await self._batcher.ask(request)
-        answering = asyncio.create_task(self._answer([request]))
-        for _ in range(2):  # turns of the loop, after which the threads have begun
-            await asyncio.sleep(0)
-        request.rows = Raw(self._encode(request.asked.rows))  # meanwhile
-        return (await answering)[0]
+        if request.asked.size > INLINE_ROWS or (request.alone and self._inline):
+            return (await self._answer([request]))[0]
+        return await self._batcher.ask(request)
+
+    @property
+    def _inline(self) -> bool:
+        """Whether a few rows take less time than a thread takes to start on them."""
+        return self._onnx and not self._was_slow
 
     async def _answer(self, requests: Sequence[Request]) -> Sequence[Scored | None]:
         columns = self._columns([request.asked for request in requests])
@@ -136,7 +135,7 @@ class Live:
         """Scores that may be given to clients, and what was wrong with the call."""
         begun, budget_s = perf_counter(), self._desk.settings.model_budget_s
         try:
-            if self._onnx and rows <= INLINE_ROWS and not self._was_slow:
+            if self._inline and rows <= INLINE_ROWS:
                 scores = self.release.scorer.score(columns)
                 self._was_slow = perf_counter() - begun > budget_s
             else:
@@ -179,10 +178,10 @@ class Live:
             named = [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
             answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
             entry = Entry(time, request.id, self.release.hash, source, values[part])
-            if asked.columns is None:
-                entry.rows = request.rows or asked.rows
-            else:
+            if asked.columns is not None:
                 entry.columns = {name: column.tolist() for name, column in asked.columns.items()}
+            else:
+                entry.rows = asked.rows if asked.text is None else asked.text
             entries.append(self._encode(entry))
         self._desk.journal.append(entries)  # before any of the answers goes out
         return answers

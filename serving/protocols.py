@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from pipeline.scoring import Columns
 from serving.problems import Answer, Problem
 from serving.release import Release
-from serving.rows import RowError, check_count, parse_json, shown
+from serving.rows import RowError, check_count, parse_json, shown, text_of_rows
 
 INFER, INFER_VERSION = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 Source = Literal["model", "challenger", "baseline"]
@@ -27,22 +27,26 @@ _PYTHON = re.compile("|".join(_JSON_TYPES))
 
 @dataclass(slots=True)
 class Call:
-    """A request, as far as an answer depends on it; `holder` is whose key it came with, `model` what scored it."""
+    """A request, as far as an answer depends on it; `holder` is whose key it came with, `model` what scored it; `alone`
+    where no other was under way when it came."""
 
     id: str
     headers: dict[bytes, bytes]
     body: bytes = b""
     holder: str = ""
     model: str = ""
+    alone: bool = False
 
 
 class Asked(NamedTuple):
-    """The rows of a request, as they came: one by one, or column by column; and what else it says of the answer."""
+    """The rows of a request, as they came: one by one (`text` as the client wrote them), or column by column; and what
+    else it says of the answer."""
 
     size: int
     rows: Sequence[Any] = ()
     columns: Columns | None = None
     wishes: Any = None
+    text: Raw | None = None
 
 
 class Scored(NamedTuple):
@@ -110,7 +114,7 @@ class Predict:
 
     def read(self, call: Call) -> Asked:
         rows = self._inputs.decode(call.body, self._most)
-        return Asked(len(rows), rows)
+        return Asked(len(rows), rows, text=text_of_rows(call.body))
 
     def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
         prediction = Prediction(
@@ -177,7 +181,7 @@ class Split(Struct):
 def labels(scores: np.ndarray, contract: Mapping[str, Any], threshold: float | None) -> list[Any] | None:
     """The decision per row: true or false at the threshold, the likeliest class, or None for a regression."""
     if contract["task"] == "binary":
-        return (scores[:, 0] >= threshold).tolist()  # type: ignore[no-any-return]
+        return [score >= threshold for score in scores[:, 0].tolist()]
     if contract["task"] == "multiclass":
         return [contract["classes"][best] for best in scores.argmax(axis=1).tolist()]
     return None

@@ -5,20 +5,25 @@ The type that msgspec checks each column with is made from the contract, and Ope
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from operator import attrgetter, or_
+from operator import or_
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec.structs import astuple
 
 from pipeline.scoring import Columns
 
 MAX_ERRORS = 20
+_NAME = b'"rows"'
+_HEAD = re.compile(rb"\s*\{\s*%b\s*:" % _NAME)
+_LONG = 20_000  # bytes
 _SHOWN_CHARACTERS = 100
 _SHOWN_NAMES = 10
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - a time without an offset is UTC
@@ -65,6 +70,15 @@ def parse_json(body: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         hint = "; JSON has no NaN and no Infinity, send null" if b"NaN" in body or b"Infinity" in body else ""
         raise RowError(f"expected JSON in UTF-8: {error}{hint}") from None
+
+
+def text_of_rows(body: bytes) -> Raw | None:
+    """The rows in a long body that `Inputs.decode` has taken, as the client wrote them; None where they take several
+    lines, where the text may name them twice, or where it is so short that they are soon written anew."""
+    head = _HEAD.match(body) if len(body) > _LONG else None
+    if head is None or b"\n" in body or b"\\" in body or body.count(_NAME) > 1:
+        return None
+    return Raw(body[head.end() : body.rindex(b"}")])
 
 
 class Column:
@@ -122,10 +136,10 @@ class Column:
         if self.kind == "category":
             return np.fromiter(values, _OBJECT)
         if self.kind == "time":
-            microseconds = (  # numpy takes six times as long
+            microseconds = [  # numpy takes six times as long
                 _NAT if value is None else (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
                 for value in values
-            )
+            ]
             return np.fromiter(microseconds, _INT64).view(_TIME)
         return np.fromiter(values, _FLOAT64)
 
@@ -186,13 +200,13 @@ class Inputs:
         self._known = f"a column of the contract, which are {few(self.by_name)}"
         self._decoder = msgspec.json.Decoder(self.request)
         kinds = ("number", "integer", "boolean"), ("time",), ("category",)
-        alike = [{a: column for a, column in attributes.items() if column.kind in kind} for kind in kinds]
+        alike = [[place for place, column in enumerate(self.columns) if column.kind in kind] for kind in kinds]
         self._alike = [
-            ([column.name for column in columns.values()], attrgetter(*columns), next(iter(columns.values())).array)
-            for columns in alike
-            if columns
+            ([self.columns[place].name for place in places], places, self.columns[places[0]].array)
+            for places in alike
+            if places
         ]
-        self._open = [(column.name, frozenset(column.categories)) for column in self.columns if column.open]
+        self._open = [(column.name, frozenset([*column.categories, None])) for column in self.columns if column.open]
 
     def decode(self, body: bytes, most: int) -> list[Any]:
         """The rows of `{"rows": [{...}, ...]}`, `most` of them."""
@@ -219,11 +233,10 @@ class Inputs:
     def arrays(self, rows: Sequence[Any]) -> Columns:
         """Checked rows, column by column."""
         made: dict[str, np.ndarray] = {}
-        for names, values_of, array in self._alike:  # one array of all of a kind is made sooner than one each
-            flat: Iterable[Any] = map(values_of, rows)
-            if len(names) > 1:
-                flat = itertools.chain.from_iterable(flat)
-            made |= zip(names, array(flat).reshape(len(rows), len(names)).T, strict=True)
+        values = [*zip(*map(astuple, rows), strict=True)]
+        for names, places, array in self._alike:  # one array of all of a kind is made sooner than one each
+            flat = itertools.chain.from_iterable([values[place] for place in places])
+            made |= zip(names, array(flat).reshape(len(names), len(rows)), strict=True)
         return made
 
     def unseen(self, columns: Columns) -> list[tuple[int, str]]:
@@ -231,8 +244,9 @@ class Inputs:
         return [
             (row, name)
             for name, known in self._open
-            for row, value in enumerate(columns[name].tolist())
-            if value is not None and value not in known
+            if not known.issuperset(values := columns[name].tolist())
+            for row, value in enumerate(values)
+            if value not in known
         ]
 
     def _errors(self, records: Iterable[Any]) -> Iterable[WrongValue]:

@@ -3,21 +3,25 @@
 Never what a row holds: not in a metric, a log line, a span or the report of an error.
 """
 
+import itertools
 import logging
 import os
 import re
 import threading
 import traceback
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any, get_args
+from time import time
+from typing import Any, cast, get_args
 
 import msgspec
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -26,7 +30,7 @@ from serving.breaker import Reason
 from serving.protocols import Source
 from serving.release import Release
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _PROBABILITIES = tuple(edge / 10 for edge in range(1, 11))
 SOURCES = get_args(Source)
 FAILURES = get_args(Reason)
@@ -68,9 +72,38 @@ class Distribution(Collector):
     def collect(self) -> Iterable[HistogramMetricFamily]:
         """What prometheus_client asks for."""
         with self._lock:
-            counts, total = np.cumsum(self._counts).tolist(), self._sum
-            names = [*map(str, self._edges[:-1]), "+Inf"]
-        yield HistogramMetricFamily(self._name, self._meaning, list(zip(names, counts, strict=True)), total)
+            buckets, total = _buckets(self._edges[:-1], self._counts), self._sum
+        yield HistogramMetricFamily(self._name, self._meaning, buckets, total)
+
+
+class Requests(Collector):
+    """Requests by route and status, and the time that they took: for one thread, which is why counting one costs a
+    third of what prometheus_client's own take."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, int], list[int]] = {}  # by the bucket of its time
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """Count one."""
+        counts = self._counts.get((route, status))
+        if counts is None:
+            counts = self._counts[route, status] = [0] * (len(SECONDS) + 1)
+        counts[bisect_left(SECONDS, seconds)] += 1
+        self._seconds[route] += seconds
+
+    def collect(self) -> Iterable[CounterMetricFamily | HistogramMetricFamily]:
+        """What prometheus_client asks for."""
+        requests = CounterMetricFamily("serving_requests", "Requests", labels=["route", "status"])
+        times = HistogramMetricFamily("serving_request_seconds", "Time to answer", labels=["route"])
+        seconds, by_route = dict(self._seconds), defaultdict(list)
+        for (route, status), counts in list(self._counts.items()):
+            requests.add_metric([route, str(status)], sum(counts))
+            by_route[route].append(counts)
+        for route, counts_of in by_route.items():
+            times.add_metric([route], _buckets(SECONDS, [*map(sum, zip(*counts_of, strict=True))]), seconds[route])
+        yield requests
+        yield times
 
 
 class Counted(Collector):
@@ -92,11 +125,11 @@ class Metrics:
         self.in_flight = 0
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self._requests = Counter("serving_requests", "Requests", ["route", "status"], registry=registry)
-        self._seconds = Histogram(
-            "serving_request_seconds", "Time to answer", ["route"], buckets=_SECONDS, registry=registry
-        )
-        self._rows = Counter("serving_rows", "Rows scored", registry=registry)
+        self._requests = Requests()
+        registry.register(self._requests)
+        self.answered = self._requests.count
+        self._rows = 0
+        self.tell_count("serving_rows", "Rows scored", lambda: self._rows)
         self._answers = Counter(
             "serving_answers", "Requests scored, by what scored them", ["source"], registry=registry
         )
@@ -120,7 +153,6 @@ class Metrics:
         self._airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=registry)
         self._scores = Distribution("serving_scores", "Scores: of the called class, or predictions", ())
         registry.register(self._scores)
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.serves(release)
 
     def tell(self, name: str, meaning: str, value: Callable[[], float]) -> None:
@@ -142,18 +174,9 @@ class Metrics:
         self._several = release.contract["task"] == "multiclass"
         self._scores.count_between(_score_edges(release))
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        known = self._answered.get((route, status))
-        if known is None:
-            known = self._requests.labels(route, str(status)), self._seconds.labels(route)
-            self._answered[route, status] = known
-        known[0].inc()
-        known[1].observe(seconds)
-
     def scored(self, scores: np.ndarray, unseen: list[tuple[int, str]], source: str, requests: int) -> None:
         """Count the scores [n, k] of some requests, and unseen categories."""
-        self._rows.inc(len(scores))
+        self._rows += len(scores)
         self._sources[source].inc(requests)
         self._scores.observe(scores.max(axis=1) if self._several else scores[:, 0])
         for _, column in unseen:
@@ -168,9 +191,30 @@ class Metrics:
         self._refused.labels(reason).inc()
 
 
+def _buckets(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """The buckets of a histogram: up to each edge, and in all."""
+    return list(zip([*map(str, edges), "+Inf"], itertools.accumulate(counts), strict=True))
+
+
 def _score_edges(release: Release) -> tuple[float, ...]:
     """As in training, so that the two can be compared."""
     return tuple(release.reference["scores"].get("score", {}).get("edges", ())) or _PROBABILITIES
+
+
+class RequestLine(Struct, gc=False):
+    """The line of a request; `time` is in seconds since 1970 until it is written."""
+
+    time: float | datetime
+    request_id: str
+    model: str
+    holder: str
+    route: str
+    status: int
+    ms: float
+    rows: int
+    trace_id: str | UnsetType = UNSET
+    level: str = "info"
+    event: str = "request"
 
 
 class Log:
@@ -178,7 +222,7 @@ class Log:
 
     def __init__(self, descriptor: int = 1) -> None:
         self._descriptor = descriptor
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[bytes | RequestLine] = deque()
         self._encode = msgspec.json.Encoder().encode
         self._stopping = threading.Event()
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
@@ -186,10 +230,11 @@ class Log:
 
     def line(self, event: str, level: str = "info", **fields: Any) -> None:
         """Log an event."""
-        if len(self._lines) >= _MAX_LINES:
-            self.dropped += 1
-            return
-        self._lines.append(self._encode({"time": datetime.now(UTC), "level": level, "event": event, **fields}))
+        self._append(self._encode({"time": datetime.now(UTC), "level": level, "event": event, **fields}))
+
+    def request(self, *fields: Any) -> None:
+        """Log a request: the fields of `RequestLine` behind its time. The thread makes JSON of it."""
+        self._append(RequestLine(time(), *fields))
 
     def start(self) -> None:
         """Begin to write."""
@@ -205,8 +250,19 @@ class Log:
             self._flush()
         self._flush()
 
+    def _append(self, line: bytes | RequestLine) -> None:
+        if len(self._lines) < _MAX_LINES:
+            self._lines.append(line)
+        else:
+            self.dropped += 1
+
+    def _encoded(self, line: bytes | RequestLine) -> bytes:
+        if isinstance(line, bytes):
+            return line
+        return self._encode(replace(line, time=datetime.fromtimestamp(cast("float", line.time), UTC)))
+
     def _flush(self) -> None:
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        lines = [self._encoded(self._lines.popleft()) for _ in range(len(self._lines))]
         data = memoryview(b"\n".join([*lines, b""]))
         try:
             while data:
@@ -250,7 +306,8 @@ class Tracing:
 
     def begin(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Span | None:  # noqa: ARG002 - for those who record
         """The span of a request."""
-        matched = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+        came = headers.get(b"traceparent")
+        matched = came and _TRACEPARENT.fullmatch(came)
         if not matched:
             return None
         trace_id, flags = matched[1], matched[2]

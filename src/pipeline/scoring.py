@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def encode(features: Mapping[str, np.ndarray], spec: Sequence[Feature]) -> np.nd
     columns = [
         features[feature.name]
         if feature.categories is None
-        else [feature.codes.get(value, np.nan) for value in features[feature.name].tolist()]
+        else [*map(feature.codes.get, features[feature.name].tolist(), repeat(np.nan))]
         for feature in spec
     ]
     return np.ascontiguousarray(np.array(columns, dtype="float64").T)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 _DAY_MIN = 24 * 60
+_YEAR, _MINUTE = np.dtype("datetime64[Y]"), np.timedelta64(1, "m")
 
 
 def features(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -17,7 +18,7 @@ def features(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     wind_from = np.radians(columns["wind_dir"])
     departs_at, observed_at = columns["scheduled_departure_at"], columns["weather_observed_at"]
     departure_min = columns["departure_minute"]
-    year = departs_at.astype("datetime64[Y]").astype("float64") + 1970
+    year = departs_at.astype(_YEAR).astype(float) + 1970
     return {
         "carrier": columns["carrier"],
         "origin": columns["origin"],
@@ -41,5 +42,5 @@ def features(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "precipitation_in_h": columns["precip"],
         "pressure_mbar": columns["pressure"],
         "visibility_mi": columns["visib"],
-        "weather_age_min": (departs_at - observed_at) / np.timedelta64(1, "m"),
+        "weather_age_min": (departs_at - observed_at) / _MINUTE,
     }

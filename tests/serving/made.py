@@ -103,7 +103,7 @@ class Service:
 
     def lines(self) -> list[dict[str, Any]]:
         """What has been logged."""
-        return [json.loads(line) for line in self.log._lines]
+        return [json.loads(self.log._encoded(line)) for line in self.log._lines]
 
 
 def problem(response: httpx.Response, status: int) -> Any:

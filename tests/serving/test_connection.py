@@ -31,9 +31,12 @@ class App:
     def __init__(self, *, pieces: bool) -> None:
         self.left, self.pieces = 0, pieces
         self.read_whole, self.sent_whole = 0, 0
+        self.alone: list[bool] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = scope.pop("exchange") if self.pieces else None
+        if exchange:
+            self.alone.append(exchange.alone)
         answer = scope["path"].encode()
         if answer == b"/count":
             body = exchange.body() if exchange else None
@@ -331,6 +334,20 @@ def test_an_answer_in_one_piece_is_the_one_that_goes_by_messages(serve: Serve) -
         (200, {"content-length": "7"}, b"2 bytes"),
         (200, {"content-length": "7", "connection": "close"}, b"2 bytes"),
     ]
+
+
+@pytest.mark.parametrize("serve", [True], indirect=True)
+def test_a_request_is_alone_where_no_other_is_under_way(serve: Serve) -> None:
+    served = serve()
+    with served.connect() as one, served.connect() as other:
+        one.sendall(GET.replace(b"/get", b"/wait"))
+        until(lambda: served.app.alone == [True])
+        other.sendall(GET)
+        until(lambda: served.app.alone == [True, False])
+        answers(one.recv(65536))
+        until(lambda: not served.server.server_state.tasks)
+        other.sendall(GET)
+        until(lambda: served.app.alone == [True, False, True])
 
 
 def test_an_answer_to_who_is_still_sending_does_not_go_in_one_piece(serve: Serve) -> None:

@@ -218,6 +218,42 @@ def test_outcomes_are_joined_to_predictions(made: Made) -> None:
     assert wrong["errors"][0]["column"] == "outcome"
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{{"rows": {last}}}',
+        ' \t{{ "rows"\t:\r{last} }} \r',
+        '\n{{"rows":\n{last}\n}}\n',
+        '{{"\\u0072ows": {last}}}',
+        '{{"rows": {first}, "rows": {last}}}',
+        '{{"rows": {first}, "\\u0072ows": {last}}}',
+        '{{"\\u0072ows": {first}, "rows": {last}}}',
+    ],
+)
+def test_many_rows_are_logged_as_they_were_scored_however_the_client_wrote_them(made: Made, form: str) -> None:
+    bundle = made("binary-onnx")
+    service = Service(bundle)
+    first, last = bundle.rows()[:1] * 300, bundle.rows()[1:] * 10
+    body = form.format(first=json.dumps(first), last=json.dumps(last))
+    scores = service.post("/predict", content=body, headers={"content-type": "application/json"}).json()["scores"]
+    assert [entry.inputs for entry in logged(service)] == last
+    assert [entry.score for entry in logged(service)] == scores
+    (segment,) = (service.data / "log").glob("predictions-*")
+    assert segment.read_bytes().count(b"\n") == 1
+
+
+def test_of_many_rows_the_log_keeps_what_the_client_wrote_of_each(made: Made) -> None:
+    bundle = made("binary-onnx")
+    service = Service(bundle)
+    row = {name: value for name, value in bundle.rows(1)[0].items() if value is not None} | {"cycles": 7}
+    written = json.dumps(row)
+    body = f'{{"rows": [{", ".join([written] * 500)}]}}'
+    service.post("/predict", content=body, headers={"content-type": "application/json"})
+    (segment,) = (service.data / "log").glob("predictions-*")
+    assert segment.read_text().count(written) == 500
+    assert [entry.inputs for entry in logged(service)] == [row] * 500
+
+
 def test_a_request_cancelled_while_it_is_scored_costs_the_breaker_nothing(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:

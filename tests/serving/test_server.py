@@ -1,4 +1,5 @@
 import json
+import platform
 import socket
 import time
 from collections.abc import Callable
@@ -42,6 +43,26 @@ def test_the_problems_own_bundle_answers_with_its_golden_scores(own: Bundle, tmp
     np.testing.assert_allclose(scores, own.golden["scores"], rtol=1e-9, atol=1e-9)
     warnings = [line["event"] for line in server.lines() if line["level"] == "warning"]
     assert any("SERVING_INSPECTED=0" in warning for warning in warnings)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc keeps memory otherwise")
+def test_a_large_request_takes_no_new_memory_of_the_kernel(server: Server, made: Callable[[str], Bundle]) -> None:
+    body = json.dumps({"rows": made("binary-onnx").rows() * 60})
+
+    def faults(requests: int) -> int:
+        before = _faults(server.process.pid)
+        with httpx.Client(base_url=server.url) as client:
+            for _ in range(requests):
+                assert client.post("/predict", content=body).status_code == 200
+        return _faults(server.process.pid) - before
+
+    faults(20)  # it grows to what such requests need
+    assert faults(20) < 20 * len(body) / 4096 / 2  # even one copy of the body would take twice as many pages
+
+
+def _faults(pid: int) -> int:
+    """How many pages the kernel has given a process so far."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 def _raw(server: Server, sent: bytes) -> bytes:

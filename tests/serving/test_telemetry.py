@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import InputError
 from serving.app import INFER, INFER_VERSION
-from serving.telemetry import Distribution, Log, LogHandler, make_tracing
+from serving.telemetry import SECONDS, Distribution, Log, LogHandler, Requests, make_tracing
 from tests.serving.made import ROOT, Bundle, Service, serving
 
 
@@ -60,6 +61,20 @@ def test_the_metrics_are_what_prometheus_reads_and_name_the_model(fresh: Service
     assert "process_resident_memory_bytes" in families
     bounds = [s.labels["le"] for s in families["serving_request_seconds"].samples if "le" in s.labels]
     assert (bounds[0], bounds[-2]) == ("0.0005", "5.0")
+
+
+def test_requests_are_told_as_by_prometheus_own_counter_and_histogram() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    requests = Requests()
+    ours.register(requests)
+    counter = Counter("serving_requests", "Requests", ["route", "status"], registry=theirs)
+    histogram = Histogram("serving_request_seconds", "Time to answer", ["route"], buckets=SECONDS, registry=theirs)
+    for number, seconds in enumerate([0.0, *SECONDS, 5.001, 60.0] * 2):
+        route, status = ("/predict", "other")[number % 2], (200, 422, 503)[number % 3]
+        requests.count(route, status, seconds)
+        counter.labels(route, str(status)).inc()
+        histogram.labels(route).observe(seconds)
+    assert sorted(generate_latest(ours).splitlines()) == sorted(generate_latest(theirs).splitlines())
 
 
 def test_predictions_are_counted_by_the_edges_of_the_reference(made: Callable[[str], Bundle]) -> None:

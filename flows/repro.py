@@ -1,6 +1,7 @@
 """The one command: the data pulled, every stage run, and whether the result is the recorded one. Change here to say
 more at its end."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -116,6 +117,7 @@ def log_missing() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m flows.repro", description=repro.__doc__).parse_args()
     own = server.Tied(None) if os.environ.get("PREFECT_API_URL") else server.start()
     try:
         try:

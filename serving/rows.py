@@ -78,7 +78,7 @@ def text_of_rows(body: bytes) -> Raw | None:
     head = _HEAD.match(body) if len(body) > _LONG else None
     if head is None or b"\n" in body or b"\\" in body or body.count(_NAME) > 1:
         return None
-    return Raw(body[head.end() : body.rindex(b"}")])
+    return Raw(memoryview(body)[head.end() : body.rindex(b"}")])
 
 
 class Column:
@@ -233,9 +233,11 @@ class Inputs:
     def arrays(self, rows: Sequence[Any]) -> Columns:
         """Checked rows, column by column."""
         made: dict[str, np.ndarray] = {}
-        values = [*zip(*map(astuple, rows), strict=True)]
+        alone = len(rows) == 1  # a row alone is soonest made without columns
+        values = astuple(rows[0]) if alone else [*zip(*map(astuple, rows), strict=True)]
         for names, places, array in self._alike:  # one array of all of a kind is made sooner than one each
-            flat = itertools.chain.from_iterable([values[place] for place in places])
+            of_kind = [values[place] for place in places]
+            flat = of_kind if alone else itertools.chain.from_iterable(of_kind)
             made |= zip(names, array(flat).reshape(len(names), len(rows)), strict=True)
         return made
 

@@ -220,7 +220,7 @@ class Service:
 
 async def _answer(live: Live, form: str, call: Call) -> tuple[Answer, int] | None:
     """A release's answer, with the number of rows scored; None where a challenger has none."""
-    asked = live.forms[form].read(call)
+    call.asked = asked = live.forms[form].read(call)
     scored = await live.score(Request(call.id, asked, call.alone))
     if scored is None:
         return None

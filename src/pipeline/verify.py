@@ -17,6 +17,8 @@ _EDIT_SCHEMA = "fix the source, or describe what it now sends in src/problem/sch
 
 def check_columns(table: pd.DataFrame, contract: Contract, *, source: str) -> None:
     """Refuse a table whose columns or types are not the contract's; `source` names it in the error."""
+    if not isinstance(table, pd.DataFrame):  # the source is the team's own code
+        raise InputError(f"{source}: expected a pandas DataFrame, got {type(table).__name__}; fix the source")
     expected = [column.name for column in contract.columns]
     missing = [name for name in expected if name not in table]
     extra = [str(name) for name in table if name not in expected]
@@ -32,8 +34,17 @@ def check_columns(table: pd.DataFrame, contract: Contract, *, source: str) -> No
         fits = str(came) == expected_type if column.kind == "time" else field.dtype.check(Engine.dtype(came))
         if not fits:
             raise InputError(
-                f"{source}: expected column '{column.name}' to be of type {expected_type}, got {came}; {_EDIT_SCHEMA}"
+                f"{source}: expected column '{column.name}' to be of type {expected_type}, got {came} "
+                f"({_example(table[column.name])}); {_EDIT_SCHEMA}"
             )
+
+
+def _example(values: pd.Series) -> str:
+    """The first missing value, which is why whole numbers come as others; else the first value."""
+    if values.empty:
+        return "no rows"
+    row = int(values.isna().to_numpy().argmax())
+    return f"row {row}: {values.iloc[row]}"
 
 
 def violations(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:

@@ -1,5 +1,5 @@
 """What the service costs beside its rivals: `make bench-serving` measures them in turn and prints what
-docs/benchmarks.md shows. It needs wrk. ROUNDS and SECONDS (of a window) shorten a run, ONLY=mlflow,hello narrows it."""
+docs/benchmarks.md shows. It needs wrk. ROUNDS and SECONDS (of a load) shorten a run, ONLY=mlflow,hello narrows it."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ COLUMNS = (
     "start to first answer, s",
 )
 
+Group = dict[str, Server]
 Rounds = list[dict[str, Turn]]
 Show = Callable[[float], str]
 
@@ -88,8 +90,8 @@ def check(name: str, server: Server, url: str, rows: Rows, expected: list[float]
             sys.exit(f"{name}: expected the scores of golden.json within {TOLERANCE}, got one off by {max(gaps)}")
 
 
-def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path, seconds: int = SECONDS) -> Load:
-    """Ask a server as fast as it answers."""
+def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path) -> Load:
+    """Ask a server for a second as fast as it answers."""
     script = folder / "ask.lua"
     headers = {"Content-Type": "application/json", **server.headers}
     lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
@@ -98,7 +100,7 @@ def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path, se
     script.write_text("\n".join(lines))
     before = _cpu_s(up.process)
     done = subprocess.run(
-        [*WRK, f"-c{clients}", f"-d{seconds}s", "-s", str(script), up.url], check=False, capture_output=True, text=True
+        [*WRK, f"-c{clients}", "-d1s", "-s", str(script), up.url], check=False, capture_output=True, text=True
     )
     cpu_s = _cpu_s(up.process) - before
     answered = int((re.findall(r"(\d+) requests in", done.stdout) or ["0"])[0])
@@ -108,26 +110,48 @@ def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path, se
     return Load(per_second, _percentile(50, done.stdout), _percentile(99, done.stdout), 1e6 * cpu_s / answered)
 
 
-def turn(name: str, server: Server, rows: Rows, scores: list[float], folder: Path) -> Turn:
-    """Start a server, check what it answers, measure it, stop it."""
-    with running(server, rows[:1], folder) as up:
-        check(name, server, up.url, rows, scores)
-        load(server, up, rows[:1], 1, folder, seconds=1)  # warms it
-        alone = load(server, up, rows[:1], 1, folder)
-        busy = load(server, up, rows[:1], CLIENTS, folder)
-        time.sleep(SETTLES_S)  # what its clients left behind is answered
-        batches = load(server, up, rows, 1, folder).per_second if server.body else float("nan")  # last: 100 MB of log
-        memory = sum(process.memory_info().rss for process in tree(up.process)) / 1e6
-        return Turn(busy.per_second, alone.median_ms, alone.p99_ms, busy.cpu_us, BATCH * batches, memory, up.cold_s)
+def turns(group: Group, rows: Rows, scores: list[float], folder: Path) -> dict[str, Turn]:
+    """Start servers, check what they answer, measure them second by second in turn, stop them."""
+    with ExitStack() as stack:
+        ups = {name: stack.enter_context(running(server, rows[:1], folder)) for name, server in group.items()}
+
+        def measured(asked: Rows, clients: int) -> dict[str, Load]:
+            seconds = [
+                {name: load(server, ups[name], asked, clients, folder) for name, server in group.items()}
+                for _ in range(1 + SECONDS)
+            ][1:]  # the first warms them
+            return {
+                name: Load(*map(statistics.median, zip(*(told[name] for told in seconds), strict=True)))
+                for name in group
+            }
+
+        for name, server in group.items():
+            check(name, server, ups[name].url, rows, scores)
+        alone, busy = measured(rows[:1], 1), measured(rows[:1], CLIENTS)
+        time.sleep(SETTLES_S)  # what their clients left behind is answered
+        batches = measured(rows, 1)  # last: they write 100 MB of log
+        return {
+            name: Turn(
+                busy[name].per_second,
+                alone[name].median_ms,
+                alone[name].p99_ms,
+                busy[name].cpu_us,
+                BATCH * batches[name].per_second if server.body else math.nan,
+                sum(process.memory_info().rss for process in tree(ups[name].process)) / 1e6,
+                ups[name].cold_s,
+            )
+            for name, server in group.items()
+        }
 
 
-def order(names: list[str], chance: random.Random) -> list[str]:
-    """A round's order: by chance, but with the service beside hello world, where a few hundredths decide."""
-    pair = [name for name in names if name in (OURS, HELLO)]
-    groups = [pair, *([name] for name in names if name not in pair)]
+def order(known: Group, chance: random.Random) -> list[Group]:
+    """A round's turns by chance: each server has its own, but the service and hello world share one, since there a few
+    hundredths decide, and the machine changes from one second to the next."""
+    pair = [name for name in known if name in (OURS, HELLO)]
+    groups = [pair, *([name] for name in known if name not in pair)]
     chance.shuffle(pair)
     chance.shuffle(groups)
-    return [name for group in groups for name in group]
+    return [{name: known[name] for name in group} for group in groups]
 
 
 def main() -> None:
@@ -153,13 +177,12 @@ def main() -> None:
             binaries(server)
         save(trained({column["name"]: column["kind"] for column in inputs}), folder)
         chance = random.Random(SEED)  # noqa: S311 - an order, and no secret
-        rounds = []
+        rounds: Rounds = []
         for number in range(ROUNDS):
-            turns = {}
-            for name in order(list(known), chance):
-                say(f"round {number + 1} of {ROUNDS}: {name}")
-                turns[name] = turn(name, known[name], rows, scores, folder)
-            rounds.append(turns)
+            rounds.append({})
+            for group in order(known, chance):
+                say(f"round {number + 1} of {ROUNDS}: {', '.join(group)}")
+                rounds[-1] |= turns(group, rows, scores, folder)
         lines = [*against(rounds), "", *by_itself(rounds), "", *figures(rounds), "", *conditions(known, folder)]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -215,13 +238,15 @@ def figures(rounds: Rounds) -> list[str]:
 def conditions(known: dict[str, Server], folder: Path) -> list[str]:
     """Where, how and with what it was measured."""
     wrk = subprocess.run(["wrk", "-v"], check=False, capture_output=True, text=True).stdout.split(" [")[0]
-    ask = f"`{' '.join(WRK)} -c{CLIENTS} -d{SECONDS}s -s ask.lua URL`"
+    ask = f"`{' '.join(WRK)} -c{CLIENTS} -d1s -s ask.lua URL`"
     out = [
         f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {wrk}. {ROUNDS} rounds in shuffled order (seed "
         f"{SEED}), in which every server is started, checked, measured and stopped in turn: all give the scores of "
         f"golden.json within {TOLERANCE}. Medians, with the least and the most of the rounds; a ratio is of one round.",
-        f"{ask}, one row a request; with -c1 for a client alone and for batches. Processor time is that of one answer "
-        f"at {CLIENTS} clients, memory the resident set after them, both of all processes.",
+        f"{ask}, one row a request; with -c1 for a client alone and for batches. Of each load the median of {SECONDS} "
+        "such seconds counts, behind one that warms; the service and hello world are asked second by second in turn. "
+        f"Processor time is that of one answer at {CLIENTS} clients, memory the resident set at the end, both of all "
+        "processes.",
         "",
     ]
     for name, server in known.items():

@@ -76,7 +76,7 @@ def main(features: Features = own_features, *, check: bool = False) -> None:
 
 def _keep_memory() -> None:
     """Let glibc keep what a large request has given back, for the next: the kernel would clear each page anew, which
-    takes a quarter of the time of 1,000 rows (mallopt(3))."""
+    took a quarter of the time of 1,000 rows (mallopt(3))."""
     with suppress(AttributeError):  # another libc
         for parameter, size in _KEPT.items():
             ctypes.CDLL(None).mallopt(parameter, size)

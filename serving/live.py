@@ -5,6 +5,7 @@ here to do more with a score.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,12 +42,15 @@ class Entry(Struct):
     columns: dict[str, list[Any]] | UnsetType = UNSET
 
 
-class Request(NamedTuple):
-    """What a client asked, and under which id; `alone` where no other was under way when it came."""
+@dataclass(slots=True)
+class Request:
+    """What a client asked, and under which id; `alone` where no other was under way when it came; `rows` as the
+    prediction log has them, once that is made."""
 
     id: str
     asked: Asked
     alone: bool = False
+    rows: Raw | None = None
 
 
 class Desk(NamedTuple):
@@ -89,9 +93,15 @@ class Live:
 
     async def score(self, request: Request) -> Scored | None:
         """The scores of a request's rows; None where a challenger has none."""
-        if request.asked.size > INLINE_ROWS or (request.alone and self._inline):
-            return (await self._answer([request]))[0]
-        return await self._batcher.ask(request)
+        if request.asked.size <= INLINE_ROWS:
+            if request.alone and self._inline:
+                return (await self._answer([request]))[0]
+            return await self._batcher.ask(request)
+        answering = asyncio.create_task(self._answer([request]))
+        for _ in range(2):  # turns of the loop, after which the threads have begun
+            await asyncio.sleep(0)
+        request.rows = Raw(self._encode(request.asked.rows))  # meanwhile
+        return (await answering)[0]
 
     @property
     def _inline(self) -> bool:
@@ -178,10 +188,10 @@ class Live:
             named = [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
             answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
             entry = Entry(time, request.id, self.release.hash, source, values[part])
-            if asked.columns is not None:
-                entry.columns = {name: column.tolist() for name, column in asked.columns.items()}
+            if asked.columns is None:
+                entry.rows = request.rows or asked.rows
             else:
-                entry.rows = asked.rows if asked.text is None else asked.text
+                entry.columns = {name: column.tolist() for name, column in asked.columns.items()}
             entries.append(self._encode(entry))
         self._desk.journal.append(entries)  # before any of the answers goes out
         return answers

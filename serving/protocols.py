@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pipeline.scoring import Columns
 from serving.problems import Answer, Problem
 from serving.release import Release
-from serving.rows import RowError, check_count, parse_json, shown, text_of_rows
+from serving.rows import RowError, check_count, parse_json, shown
 
 INFER, INFER_VERSION = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 Source = Literal["model", "challenger", "baseline"]
@@ -41,14 +41,12 @@ class Call:
 
 
 class Asked(NamedTuple):
-    """The rows of a request, as they came: one by one (`text` as the client wrote them), or column by column; and what
-    else it says of the answer."""
+    """The rows of a request, as they came: one by one, or column by column; and what else it says of the answer."""
 
     size: int
     rows: Sequence[Any] = ()
     columns: Columns | None = None
     wishes: Any = None
-    text: Raw | None = None
 
 
 class Scored(NamedTuple):
@@ -116,7 +114,7 @@ class Predict:
 
     def read(self, call: Call) -> Asked:
         rows = self._inputs.decode(call.body, self._most)
-        return Asked(len(rows), rows, text=text_of_rows(call.body))
+        return Asked(len(rows), rows)
 
     def write(self, call: Call, asked: Asked, scored: Scored) -> Answer:  # noqa: ARG002 - a Form takes them
         prediction = Prediction(

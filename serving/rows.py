@@ -5,7 +5,6 @@ The type that msgspec checks each column with is made from the contract, and Ope
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -15,15 +14,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import astuple
 
 from pipeline.scoring import Columns
 
 MAX_ERRORS = 20
-_NAME = b'"rows"'
-_HEAD = re.compile(rb"\s*\{\s*%b\s*:" % _NAME)
-_LONG = 20_000  # bytes
 _SHOWN_CHARACTERS = 100
 _SHOWN_NAMES = 10
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - a time without an offset is UTC
@@ -70,15 +66,6 @@ def parse_json(body: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         hint = "; JSON has no NaN and no Infinity, send null" if b"NaN" in body or b"Infinity" in body else ""
         raise RowError(f"expected JSON in UTF-8: {error}{hint}") from None
-
-
-def text_of_rows(body: bytes) -> Raw | None:
-    """The rows in a long body that `Inputs.decode` has taken, as the client wrote them; None where they take several
-    lines, where the text may name them twice, or where it is so short that they are soon written anew."""
-    head = _HEAD.match(body) if len(body) > _LONG else None
-    if head is None or b"\n" in body or b"\\" in body or body.count(_NAME) > 1:
-        return None
-    return Raw(memoryview(body)[head.end() : body.rindex(b"}")])
 
 
 class Column:

@@ -96,12 +96,13 @@ class Requests(Collector):
         """What prometheus_client asks for."""
         requests = CounterMetricFamily("serving_requests", "Requests", labels=["route", "status"])
         times = HistogramMetricFamily("serving_request_seconds", "Time to answer", labels=["route"])
-        seconds, by_route = dict(self._seconds), defaultdict(list)
+        by_route = defaultdict(list)
         for (route, status), counts in list(self._counts.items()):
             requests.add_metric([route, str(status)], sum(counts))
             by_route[route].append(counts)
         for route, counts_of in by_route.items():
-            times.add_metric([route], _buckets(SECONDS, [*map(sum, zip(*counts_of, strict=True))]), seconds[route])
+            counts = [*map(sum, zip(*counts_of, strict=True))]
+            times.add_metric([route], _buckets(SECONDS, counts), self._seconds.get(route, 0.0))
         yield requests
         yield times
 

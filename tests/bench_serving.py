@@ -115,32 +115,33 @@ def turns(group: Group, rows: Rows, scores: list[float], folder: Path) -> dict[s
     with ExitStack() as stack:
         ups = {name: stack.enter_context(running(server, rows[:1], folder)) for name, server in group.items()}
 
-        def measured(asked: Rows, clients: int) -> dict[str, Load]:
+        def measured(servers: Group, asked: Rows, clients: int) -> dict[str, Load]:
             seconds = [
-                {name: load(server, ups[name], asked, clients, folder) for name, server in group.items()}
+                {name: load(server, ups[name], asked, clients, folder) for name, server in servers.items()}
                 for _ in range(1 + SECONDS)
             ][1:]  # the first warms them
             return {
                 name: Load(*map(statistics.median, zip(*(told[name] for told in seconds), strict=True)))
-                for name in group
+                for name in servers
             }
 
         for name, server in group.items():
             check(name, server, ups[name].url, rows, scores)
-        alone, busy = measured(rows[:1], 1), measured(rows[:1], CLIENTS)
+        alone, busy = measured(group, rows[:1], 1), measured(group, rows[:1], CLIENTS)
         time.sleep(SETTLES_S)  # what their clients left behind is answered
-        batches = measured(rows, 1)  # last: they write 100 MB of log
+        models = {name: server for name, server in group.items() if server.body}
+        batches = measured(models, rows, 1)  # last: they write 100 MB of log
         return {
             name: Turn(
                 busy[name].per_second,
                 alone[name].median_ms,
                 alone[name].p99_ms,
                 busy[name].cpu_us,
-                BATCH * batches[name].per_second if server.body else math.nan,
+                BATCH * batches[name].per_second if name in models else math.nan,
                 sum(process.memory_info().rss for process in tree(ups[name].process)) / 1e6,
                 ups[name].cold_s,
             )
-            for name, server in group.items()
+            for name in group
         }
 
 

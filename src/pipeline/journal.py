@@ -4,7 +4,6 @@ to keep it elsewhere.
 The service writes entries of two kinds into one folder, each kind into segments of its own:
 `predictions` {"time", "request_id", "model", "source", "scores": [...], "rows": [{...}] or "columns": {name: [...]}}
 `feedback` {"time", "request_id", "row", "outcome", "by"}
-Of many rows each is as the client wrote it, who may have left out what is missing.
 A process begins a segment of its own, so nobody ever appends behind the torn line of one that was killed. Segments may
 be moved away at any time, but for the newest of each kind, which is being written.
 """

@@ -34,17 +34,18 @@ def check_columns(table: pd.DataFrame, contract: Contract, *, source: str) -> No
         fits = str(came) == expected_type if column.kind == "time" else field.dtype.check(Engine.dtype(came))
         if not fits:
             raise InputError(
-                f"{source}: expected column '{column.name}' to be of type {expected_type}, got {came} "
-                f"({_example(table[column.name])}); {_EDIT_SCHEMA}"
+                f"{source}: expected column '{column.name}' to be of type {expected_type}, got {came}"
+                f"{_example(table[column.name])}; {_EDIT_SCHEMA}"
             )
 
 
 def _example(values: pd.Series) -> str:
-    """The first missing value, which is why whole numbers come as others; else the first value."""
-    if values.empty:
-        return "no rows"
-    row = int(values.isna().to_numpy().argmax())
-    return f"row {row}: {values.iloc[row]}"
+    """Of floats the first that is missing or no whole number, which may be why they came as floats."""
+    if not pd.api.types.is_float_dtype(values):
+        return ""
+    odd = (values % 1 != 0).to_numpy()
+    row = int(odd.argmax()) if odd.any() else None
+    return "" if row is None else f" (row {row}: {values.iloc[row]})"
 
 
 def violations(table: pd.DataFrame, contract: Contract) -> pd.DataFrame:

@@ -29,14 +29,15 @@ def test_rows_that_keep_the_contract_have_no_violations() -> None:
         (lambda t: t.drop(columns="cycles"), r"made: expected the 11 columns.*missing \['cycles'\].*schema.py"),
         (lambda t: t.assign(colour="red"), r"not in the contract \['colour'\]"),
         (lambda t: t.rename(columns={"cycles": "turns"}), r"missing \['cycles'\], .*\['turns'\] \(renamed\?\)"),
-        (lambda t: t.astype({"cycles": "float64"}), r"column 'cycles' to be of type int64, got float64 \(row 0: \d"),
+        (lambda t: t.astype({"cycles": "float64"}), r"column 'cycles' to be of type int64, got float64; fix"),
         (lambda t: t.assign(cycles=t["cycles"].where(t.index != 7)), r"of type int64, got float64 \(row 7: nan\)"),
-        (lambda t: t.iloc[:0].astype({"cycles": "float64"}), r"got float64 \(no rows\)"),
+        (lambda t: t.assign(cycles=t["cycles"].where(t.index != 8, 2.5)), r"of type int64, got float64 \(row 8: 2.5\)"),
+        (lambda t: t.iloc[:0].astype({"cycles": "float64"}), "got float64; fix"),
         (lambda _t: None, "made: expected a pandas DataFrame, got NoneType; fix the source"),
         (lambda t: t.astype({"read_at": "str"}), "column 'read_at' to be of type datetime64.*, got str"),
         (lambda t: t.assign(maker=1.0), "column 'maker' to be of type string.*, got float64"),
     ],
-    ids=["missing", "extra", "renamed", "float", "missing value", "no rows", "nothing", "text", "number"],
+    ids=["missing", "extra", "renamed", "float", "missing value", "fraction", "no rows", "nothing", "text", "number"],
 )
 def test_other_columns_than_the_contracts_are_refused(changed: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -228,30 +228,40 @@ def test_outcomes_are_joined_to_predictions(made: Made) -> None:
         '{{"rows": {first}, "rows": {last}}}',
         '{{"rows": {first}, "\\u0072ows": {last}}}',
         '{{"\\u0072ows": {first}, "rows": {last}}}',
+        '{{"rows": [{{"cycles": {{"marker": 1}}, {rest}]}}',
     ],
 )
 def test_many_rows_are_logged_as_they_were_scored_however_the_client_wrote_them(made: Made, form: str) -> None:
     bundle = made("binary-onnx")
     service = Service(bundle)
     first, last = bundle.rows()[:1] * 300, bundle.rows()[1:] * 10
-    body = form.format(first=json.dumps(first), last=json.dumps(last))
+    body = form.format(first=json.dumps(first), last=json.dumps(last), rest=json.dumps(last)[2:-1])
     scores = service.post("/predict", content=body, headers={"content-type": "application/json"}).json()["scores"]
     assert [entry.inputs for entry in logged(service)] == last
     assert [entry.score for entry in logged(service)] == scores
     (segment,) = (service.data / "log").glob("predictions-*")
-    assert segment.read_bytes().count(b"\n") == 1
+    text = segment.read_text()
+    assert text.splitlines() == [text.rstrip("\n")]
+    assert "marker" not in text
 
 
-def test_of_many_rows_the_log_keeps_what_the_client_wrote_of_each(made: Made) -> None:
+def test_a_request_alone_waits_for_no_batch_but_where_the_model_was_slow(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = made("binary-onnx")
-    service = Service(bundle)
-    row = {name: value for name, value in bundle.rows(1)[0].items() if value is not None} | {"cycles": 7}
-    written = json.dumps(row)
-    body = f'{{"rows": [{", ".join([written] * 500)}]}}'
-    service.post("/predict", content=body, headers={"content-type": "application/json"})
-    (segment,) = (service.data / "log").glob("predictions-*")
-    assert segment.read_text().count(written) == 500
-    assert [entry.inputs for entry in logged(service)] == [row] * 500
+    live = Service(bundle).edge.service.live
+    asked = live.forms["predict"].read(Call("a", {}, json.dumps({"rows": bundle.rows(1)}).encode()))
+    batched: list[str] = []
+
+    async def ask(request: Request) -> None:
+        batched.append(request.id)
+
+    monkeypatch.setattr(live._batcher, "ask", ask)
+    assert asyncio.run(live.score(Request("alone", asked, alone=True))) is not None
+    asyncio.run(live.score(Request("one of several", asked)))
+    monkeypatch.setattr(live, "_was_slow", True)
+    asyncio.run(live.score(Request("alone with a slow model", asked, alone=True)))
+    assert batched == ["one of several", "alone with a slow model"]
 
 
 def test_a_request_cancelled_while_it_is_scored_costs_the_breaker_nothing(

@@ -79,6 +79,12 @@ def repro(project, **environment: str) -> subprocess.CompletedProcess[str]:
     return project.run("flows.repro", **environment)
 
 
+def test_whoever_asks_what_repro_does_is_told_and_nothing_is_done(project) -> None:
+    done = project.run("flows.repro", "--help", **DIRECTLY)
+    assert done.stdout.startswith("usage: python -m flows.repro")
+    assert not (project.path / "data").exists()
+
+
 def test_repro_pulls_runs_every_stage_under_one_flow_and_says_what_came(project) -> None:
     done = repro(project)
     assert done.returncode == 0, done.stderr + done.stdout

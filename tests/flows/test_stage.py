@@ -68,10 +68,6 @@ def test_whoever_asks_what_a_stage_does_is_told_and_nothing_is_done(scratch, run
     assert scratch.run("flows.toy", "--aside").returncode == 2
     assert not (scratch.path / "out.txt").exists()
     assert not (scratch.path / "--help").exists()
-    before = sorted(scratch.path.rglob("*"))
-    done = scratch.run("flows.repro", "--help")
-    assert done.stdout.startswith("usage: python -m flows.repro")
-    assert sorted(scratch.path.rglob("*")) == before
 
 
 def test_a_configured_server_that_does_not_answer_is_left_alone(scratch) -> None:

@@ -77,6 +77,16 @@ def test_requests_are_told_as_by_prometheus_own_counter_and_histogram() -> None:
     assert sorted(generate_latest(ours).splitlines()) == sorted(generate_latest(theirs).splitlines())
 
 
+def test_a_route_that_is_first_asked_for_while_the_metrics_are_told_breaks_nothing() -> None:
+    requests = Requests()
+    requests.count("/predict", 200, 0.5)
+    requests._counts["/model", 200] = [1] + [0] * len(SECONDS)  # its time comes a moment later
+    told = {family.name: family for family in requests.collect()}
+    assert {sample.labels["route"] for sample in told["serving_requests"].samples} == {"/predict", "/model"}
+    sums = [sample for sample in told["serving_request_seconds"].samples if sample.name.endswith("_sum")]
+    assert {sample.labels["route"]: sample.value for sample in sums} == {"/predict": 0.5, "/model": 0.0}
+
+
 def test_predictions_are_counted_by_the_edges_of_the_reference(made: Callable[[str], Bundle]) -> None:
     bundle = made("regression-onnx")
     service = Service(bundle)

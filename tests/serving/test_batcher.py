@@ -33,6 +33,18 @@ def test_what_came_at_the_same_moment_is_answered_in_one_call() -> None:
     assert asyncio.run(ask()) == ([0, 2, 4, 6, 8, 14], [[0, 1, 2, 3, 4], [7]])
 
 
+def test_who_asks_a_turn_of_the_loop_later_is_answered_in_the_same_call() -> None:
+    async def ask() -> Any:
+        doubling = Doubling()
+        doubling.go.set()
+        batcher = Batcher(doubling)
+        first = asyncio.create_task(batcher.ask(1))
+        await asyncio.sleep(0)
+        return await asyncio.gather(first, batcher.ask(2)), doubling.calls
+
+    assert asyncio.run(ask()) == ([2, 4], [[1, 2]])
+
+
 def test_what_queued_while_others_were_answered_is_answered_in_one_call() -> None:
     async def ask() -> tuple[Any, Any]:
         doubling = Doubling()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -93,15 +94,9 @@ class Live:
 
     async def score(self, request: Request) -> Scored | None:
         """The scores of a request's rows; None where a challenger has none."""
-        if request.asked.size <= INLINE_ROWS:
-            if request.alone and self._inline:
-                return (await self._answer([request]))[0]
+        if request.asked.size <= INLINE_ROWS and not (request.alone and self._inline):
             return await self._batcher.ask(request)
-        answering = asyncio.create_task(self._answer([request]))
-        for _ in range(2):  # turns of the loop, after which the threads have begun
-            await asyncio.sleep(0)
-        request.rows = Raw(self._encode(request.asked.rows))  # meanwhile
-        return (await answering)[0]
+        return (await self._answer([request]))[0]
 
     @property
     def _inline(self) -> bool:
@@ -110,8 +105,7 @@ class Live:
 
     async def _answer(self, requests: Sequence[Request]) -> Sequence[Scored | None]:
         columns = self._columns([request.asked for request in requests])
-        rows = sum(request.asked.size for request in requests)
-        scores = await self._by_model(columns, rows, alone=len(requests) == 1)
+        scores = await self._by_model(requests, columns)
         if scores is not None:
             if self.shadow is not None:
                 self.shadow.offer(columns, scores)
@@ -122,35 +116,36 @@ class Live:
             return [None] * len(requests)
         return self._told(requests, columns, self._fallback.score(columns), "baseline")
 
-    async def _by_model(self, columns: Columns, rows: int, *, alone: bool) -> np.ndarray | None:
+    async def _by_model(self, requests: Sequence[Request], columns: Columns) -> np.ndarray | None:
         """The model's scores [n, k]; None where it may not answer, or where what it answers are no scores."""
         leave = self.breaker.allows()
         if leave is None:
             return None
         try:
-            scores, reason = await self._called(columns, rows)
+            scores, reason = await self._called(requests, columns)
         except BaseException:
             self.breaker.abandoned(leave)
             raise
         if reason is None:
             self.breaker.succeeded(leave)
-        elif alone or reason == "slow" or self.breaker.state != "closed":
+        elif len(requests) == 1 or reason == "slow" or self.breaker.state != "closed":
             self.breaker.failed(leave, reason)
             self._desk.metrics.model_failed(reason)
         else:
             self.breaker.abandoned(leave)  # each will be asked by itself, which tells whose fault it was
         return scores
 
-    async def _called(self, columns: Columns, rows: int) -> tuple[np.ndarray | None, Reason | None]:
+    async def _called(self, requests: Sequence[Request], columns: Columns) -> tuple[np.ndarray | None, Reason | None]:
         """Scores that may be given to clients, and what was wrong with the call."""
         begun, budget_s = perf_counter(), self._desk.settings.model_budget_s
+        rows = sum(request.asked.size for request in requests)
         try:
             if self._inline and rows <= INLINE_ROWS:
                 scores = self.release.scorer.score(columns)
                 self._was_slow = perf_counter() - begun > budget_s
             else:
                 parts = _halves(columns, rows) if self._onnx and rows > INLINE_ROWS else [columns]
-                scores = np.concatenate(await asyncio.gather(*map(self._in_thread, parts)))
+                scores = await self._in_threads(requests, parts)
                 self._was_slow = False
         except TimeoutError:
             self._was_slow = True
@@ -162,11 +157,24 @@ class Live:
             return None, reason
         return scores, "slow" if self._was_slow else None
 
-    async def _in_thread(self, columns: Columns) -> np.ndarray:
+    async def _in_threads(self, requests: Sequence[Request], parts: Sequence[Columns]) -> np.ndarray:
         """The model's scores, made beside other work; TimeoutError once that takes too long."""
-        async with self._free:  # waiting for others is no fault of the model
-            work = asyncio.get_running_loop().run_in_executor(self._threads, self.release.scorer.score, columns)
-            return await asyncio.wait_for(work, self._desk.settings.model_budget_s)
+        loop, to_begin = asyncio.get_running_loop(), len(parts)
+
+        def one_began() -> None:
+            nonlocal to_begin
+            to_begin -= 1
+            if to_begin == 0:  # sooner, this would keep Python's lock from them
+                for request in requests:
+                    request.rows = Raw(self._encode(request.asked.rows))
+
+        async def score(part: Columns) -> np.ndarray:
+            began = partial(loop.call_soon_threadsafe, one_began)
+            async with self._free:  # waiting for others is no fault of the model
+                work = loop.run_in_executor(self._threads, self.release.scorer.score, part, began)
+                return await asyncio.wait_for(work, self._desk.settings.model_budget_s)
+
+        return np.concatenate(await asyncio.gather(*map(score, parts)))
 
     def _told(
         self, requests: Sequence[Request], columns: Columns, scores: np.ndarray, source: Source
@@ -177,7 +185,8 @@ class Live:
         values = scores.tolist() if scores.shape[1] > 1 else scores[:, 0].tolist()
         decided = labels(scores, contract, threshold)
         unseen = self.release.inputs.unseen(columns)
-        self._desk.metrics.scored(scores, unseen, source, len(requests))
+        counted = scores, unseen, source, len(requests)
+        asyncio.get_running_loop().call_soon(self._desk.metrics.scored, *counted)  # not before a lone row's answer
         time, start = datetime.now(UTC), 0
         answers: list[Scored | None] = []
         entries = []

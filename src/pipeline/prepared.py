@@ -63,7 +63,7 @@ def text_array(values: pd.Series) -> np.ndarray:
 
 def feature_spec(features: pd.DataFrame) -> tuple[Feature, ...]:
     """The model's inputs, in order, with the categories of these rows (the most frequent, sorted)."""
-    return tuple(Feature(str(name), _categories(values)) for name, values in features.items())
+    return tuple(Feature.of(str(name), _categories(values)) for name, values in features.items())
 
 
 def model_inputs(prepared: pd.DataFrame, contract: Contract, spec: tuple[Feature, ...]) -> Inputs:

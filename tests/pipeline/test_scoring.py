@@ -14,7 +14,7 @@ from pipeline.featurize import raw_columns
 from pipeline.scoring import TOLERANCE, Feature, Scorer, encode, parse_column
 from tests.synthetic import CANDIDATES, TASKS, features, make_bundle, make_contract, make_scorer, prepared, write_bundle
 
-SPEC = (Feature("number"), Feature("text", ("a", "b")))
+SPEC = (Feature("number"), Feature.of("text", ("a", "b")))
 
 
 @given(st.lists(st.tuples(st.floats(allow_nan=True), st.sampled_from(["a", "b", "c", None])), min_size=1, max_size=20))

@@ -41,7 +41,7 @@ def described(task: str = "binary", candidate: str = "boosting") -> dict[str, An
 
 def validation(task: str = "binary") -> tuple[np.ndarray, np.ndarray]:
     """The scores of the bundle on the validation rows, and what was true."""
-    spec = [Feature(f["name"], f["categories"] and tuple(f["categories"])) for f in described(task)["features"]]
+    spec = [Feature.of(f["name"], f["categories"]) for f in described(task)["features"]]
     rows = prepared(task).validation
     scores = onnx_model(make_bundle(task)["model.onnx"])(encode(as_arrays(features_of(rows)), spec))
     return scores, rows["outcome"].to_numpy()

@@ -20,7 +20,7 @@ Made = Callable[[str], Bundle]
 
 def scores_by(service: Service, monkeypatch: pytest.MonkeyPatch, score: Callable[[Any], Any]) -> None:
     """Let a function stand in for the model."""
-    monkeypatch.setattr(type(service.release.scorer), "score", lambda _scorer, columns: score(columns))
+    monkeypatch.setattr(type(service.release.scorer), "score", lambda _scorer, columns, *_: score(columns))
 
 
 def fails(_columns: Any) -> Any:

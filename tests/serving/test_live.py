@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.journal import read_predictions
+from pipeline.scoring import Scorer
 from serving.live import Request
 from serving.protocols import Call
 from tests.serving.made import Bundle, Service, problem
@@ -303,3 +304,31 @@ def test_a_model_that_was_slow_is_called_in_a_thread_so_that_others_are_answered
         service.predict(bundle.rows(1))
     assert threads[0] is threading.main_thread()
     assert threads[1] is not threading.main_thread()
+
+
+def test_the_rows_of_the_log_are_made_once_all_threads_are_in_the_model_and_while_they_are(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = made("binary-onnx")
+    service = Service(bundle)
+    live, encoded, order = service.edge.service.live, threading.Event(), []
+    encode, score = live._encode, Scorer.score
+
+    def encode_and_tell(entry: Any) -> bytes:
+        order.append("rows made")
+        encoded.set()
+        return encode(entry)
+
+    def score_and_wait(scorer: Scorer, columns: Any, begun: Callable[[], object]) -> np.ndarray:
+        def wait() -> None:
+            order.append("in the model")
+            begun()
+            assert encoded.wait(60)
+
+        return score(scorer, columns, wait)
+
+    monkeypatch.setattr(live, "_encode", encode_and_tell)
+    monkeypatch.setattr(Scorer, "score", score_and_wait)
+    assert service.predict(bundle.rows(1) * 201).json()["source"] == "model"
+    assert order[:3] == ["in the model", "in the model", "rows made"]
+    assert len(logged(service)) == 201

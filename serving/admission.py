@@ -94,9 +94,7 @@ class Admission:
 
 def _size(headers: Mapping[bytes, bytes], most: int) -> int:
     """The bytes that the body takes: as declared, or the most that it may have."""
-    declared = headers.get(b"content-length")
-    if declared is None:
-        return most
+    declared = headers.get(b"content-length", b"%d" % most)
     if not declared.isdigit() or len(declared) > _DIGITS or int(declared) > most:
         raise _too_long(most)
     return int(declared)

@@ -2,8 +2,8 @@
 let them wait for more.
 
 A call of the model costs much the same for one row and for sixteen. So each begins a little later than it could, by a
-turn of the loop, or by a tenth of the last one's time where that was long: else those who were just answered, and ask
-again at once, would always be one call behind the rest. Sixteen clients get a quarter more answers by that.
+turn of the loop or, where some waited behind a long call, by a tenth of its time: else those who were just answered,
+and ask again at once, would always be one call behind the rest. Sixteen clients get a quarter more answers by that.
 """
 
 import asyncio

@@ -158,23 +158,25 @@ class Live:
         return scores, "slow" if self._was_slow else None
 
     async def _in_threads(self, requests: Sequence[Request], parts: Sequence[Columns]) -> np.ndarray:
-        """The model's scores, made beside other work; TimeoutError once that takes too long."""
-        loop, to_begin = asyncio.get_running_loop(), len(parts)
+        """The model's scores, and beside them the rows of the log; TimeoutError once that takes too long."""
+        loop, unwritten, on_their_way = asyncio.get_running_loop(), [*requests], [*range(len(parts))]
 
-        def one_began() -> None:
-            nonlocal to_begin
-            to_begin -= 1
-            if to_begin == 0:  # sooner, this would keep Python's lock from them
-                for request in requests:
+        def one_is_there() -> None:
+            on_their_way.pop()
+            if not on_their_way:  # sooner, this would keep Python's lock from those threads
+                for request in unwritten:
                     request.rows = Raw(self._encode(request.asked.rows))
 
         async def score(part: Columns) -> np.ndarray:
-            began = partial(loop.call_soon_threadsafe, one_began)
             async with self._free:  # waiting for others is no fault of the model
-                work = loop.run_in_executor(self._threads, self.release.scorer.score, part, began)
+                tell = partial(loop.call_soon_threadsafe, one_is_there)
+                work = loop.run_in_executor(self._threads, self.release.scorer.score, part, tell)
                 return await asyncio.wait_for(work, self._desk.settings.model_budget_s)
 
-        return np.concatenate(await asyncio.gather(*map(score, parts)))
+        try:
+            return np.concatenate(await asyncio.gather(*map(score, parts)))
+        finally:
+            unwritten.clear()  # a thread that hangs, or comes late, keeps no rows and makes none
 
     def _told(
         self, requests: Sequence[Request], columns: Columns, scores: np.ndarray, source: Source
@@ -185,8 +187,8 @@ class Live:
         values = scores.tolist() if scores.shape[1] > 1 else scores[:, 0].tolist()
         decided = labels(scores, contract, threshold)
         unseen = self.release.inputs.unseen(columns)
-        counted = scores, unseen, source, len(requests)
-        asyncio.get_running_loop().call_soon(self._desk.metrics.scored, *counted)  # not before a lone row's answer
+        # Behind the answer, where a row is alone.
+        asyncio.get_running_loop().call_soon(self._desk.metrics.scored, scores, unseen, source, len(requests))
         time, start = datetime.now(UTC), 0
         answers: list[Scored | None] = []
         entries = []
@@ -229,6 +231,5 @@ class Live:
 
 def _halves(columns: Columns, rows: int) -> list[Columns]:
     """The same rows as two parts, for two threads."""
-    return [
-        {name: column[part] for name, column in columns.items()} for part in (slice(rows // 2), slice(rows // 2, None))
-    ]
+    halves = slice(rows // 2), slice(rows // 2, None)
+    return [{name: column[part] for name, column in columns.items()} for part in halves]

@@ -225,8 +225,8 @@ class Inputs:
         for names, places, array in self._alike:  # one array of all of a kind is made sooner than one each
             of_kind = [values[place] for place in places]
             flat = of_kind if alone else itertools.chain.from_iterable(of_kind)
-            together = array(flat).reshape(len(names), len(rows))
-            made.update(zip(names, together, strict=False))  # there are as many; an array tells its end by an exception
+            # Asked whether there are as many, which there are, an array says so by an exception.
+            made.update(zip(names, array(flat).reshape(len(names), len(rows)), strict=False))
         return made
 
     def unseen(self, columns: Columns) -> list[tuple[int, str]]:

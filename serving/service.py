@@ -233,10 +233,9 @@ async def _answer(live: Live, form: str, call: Call) -> tuple[Answer, int] | Non
 
 def _spread(release: Release) -> float:
     """How far scores lie apart."""
-    edges = (
-        release.reference["scores"].get("score", {}).get("edges") if release.contract["task"] == "regression" else None
-    )
-    return (edges[-1] - edges[0] or 1) if edges else 1
+    told = release.reference["scores"].get("score", {}) if release.contract["task"] == "regression" else {}
+    edges = told.get("edges") or [0, 1]
+    return edges[-1] - edges[0] or 1
 
 
 def _access(settings: Settings) -> Access:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from threading import Lock
 from time import time
 from typing import Any, cast, get_args
@@ -131,27 +132,20 @@ class Metrics:
         self.answered = self._requests.count
         self._rows = 0
         self.tell_count("serving_rows", "Rows scored", lambda: self._rows)
-        self._answers = Counter(
-            "serving_answers", "Requests scored, by what scored them", ["source"], registry=registry
-        )
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self._answers = counter("serving_answers", "Requests scored, by what scored them", ["source"])
         self._sources = {name: self._answers.labels(name) for name in SOURCES}
-        self._unseen = Counter("serving_unseen", "Categories that training never saw", ["column"], registry=registry)
-        self._refused = Counter("serving_refused", "Requests that were refused", ["reason"], registry=registry)
-        self._failures = Counter(
-            "serving_model_failures", "Calls of the model that failed", ["reason"], registry=registry
-        )
-        self.reloads = Counter(
-            "serving_reloads", "Bundles that were to replace another", ["outcome"], registry=registry
-        )
-        for counter, labels in ((self._failures, FAILURES), (self.reloads, ("done", "refused"))):
+        self._unseen = counter("serving_unseen", "Categories that training never saw", ["column"])
+        self._refused = counter("serving_refused", "Requests that were refused", ["reason"])
+        self._failures = counter("serving_model_failures", "Calls of the model that failed", ["reason"])
+        self.reloads = counter("serving_reloads", "Bundles that were to replace another", ["outcome"])
+        for told, labels in ((self._failures, FAILURES), (self.reloads, ("done", "refused"))):
             for label in labels:  # a counter that begins at 1 has not risen, to Prometheus
-                counter.labels(label)
+                told.labels(label)
         self.tell("serving_in_flight", "Requests under way", lambda: self.in_flight)
         self.tell_count("serving_log_lines_dropped", "Log lines that had no room", lambda: log.dropped)
-        self._about = Gauge(
-            "serving_model_info", "The model", ["name", "version", "hash", "runtime"], registry=registry
-        )
-        self._airworthy = Gauge("serving_airworthy", "Whether an inspection found it airworthy", registry=registry)
+        self._about = gauge("serving_model_info", "The model", ["name", "version", "hash", "runtime"])
+        self._airworthy = gauge("serving_airworthy", "Whether an inspection found it airworthy")
         self._scores = Distribution("serving_scores", "Scores: of the called class, or predictions", ())
         registry.register(self._scores)
         self.serves(release)

@@ -27,4 +27,4 @@ class Candidate(NamedTuple):
 
 def positions(spec: Sequence[Feature], *, categorical: bool) -> list[int]:
     """Where in the model's input the categories stand, or the numbers."""
-    return [i for i, feature in enumerate(spec) if (feature.categories is not None) == categorical]
+    return [i for i, feature in enumerate(spec) if (feature.codes is not None) == categorical]

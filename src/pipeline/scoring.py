@@ -26,13 +26,7 @@ class Feature(NamedTuple):
     @classmethod
     def of(cls, name: str, categories: Sequence[str] | None) -> "Feature":
         """A feature with these categories in the order of their codes, or none: a number."""
-        codes = None if categories is None else {category: float(code) for code, category in enumerate(categories)}
-        return cls(name, codes)
-
-    @property
-    def categories(self) -> tuple[str, ...] | None:
-        """The values of a category, in the order of their codes."""
-        return None if self.codes is None else tuple(self.codes)
+        return cls(name, None if categories is None else {value: float(code) for code, value in enumerate(categories)})
 
 
 def encode(features: Mapping[str, np.ndarray], spec: Sequence[Feature]) -> np.ndarray:
@@ -73,12 +67,8 @@ def onnx_model(graph: bytes) -> Model:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    run_unchecked = session._sess.run  # what `session.run` checks in Python takes a lone row a twentieth of its time
-
-    def run(matrix: np.ndarray) -> np.ndarray:
-        return np.asarray(run_unchecked(["scores"], {"X": matrix}, None)[0])
-
-    return run
+    run = session._sess.run  # what `session.run` checks before in Python takes a lone row a twentieth of its time
+    return lambda matrix: np.asarray(run(["scores"], {"X": matrix}, None)[0])
 
 
 def _sklearn_model(data: bytes) -> Model:
@@ -102,19 +92,16 @@ class Scorer:
     def load(cls, bundle: Path, features: Features) -> "Scorer":
         """Load the bundle in a directory; `features` is the function that it was trained with."""
         contract = json.loads((bundle / "contract.json").read_text())
-        if contract["runtime"] == "onnx":
-            model = onnx_model((bundle / "model.onnx").read_bytes())
-        else:
-            model = _sklearn_model((bundle / "pipeline.skops").read_bytes())
+        onnx = contract["runtime"] == "onnx"
+        make, name = (onnx_model, "model.onnx") if onnx else (_sklearn_model, "pipeline.skops")
         spec = tuple(Feature.of(each["name"], each["categories"]) for each in contract["features"])
-        return cls(contract, features, spec, model)
+        return cls(contract, features, spec, make((bundle / name).read_bytes()))
 
-    def score(self, columns: Columns, begun: Callable[[], object] | None = None) -> np.ndarray:
+    def score(self, columns: Columns, tell: Callable[[], object] = lambda: None) -> np.ndarray:
         """Scores, float64 [n, k]: the probability of the positive class (k = 1), of each class, or the prediction.
-        `begun` is called just before the model, which may work without Python's lock."""
+        `tell` is called just before the model, which may work without Python's lock."""
         matrix = encode(self.features(columns), self.spec)
-        if begun is not None:
-            begun()
+        tell()
         return self.model(matrix)
 
     def golden_gap(self, golden: Mapping[str, Any]) -> float:

@@ -90,7 +90,7 @@ def train(
         "classes": classes,
         "lead_minutes": contract.lead.total_seconds() / 60,
         "inputs": inputs,
-        "features": [{"name": f.name, "categories": f.categories} for f in spec],
+        "features": [{"name": f.name, "categories": None if f.codes is None else [*f.codes]} for f in spec],
         "features_hash": features_hash,
         "threshold": threshold,
         "costs": costs and costs._asdict(),
@@ -129,7 +129,7 @@ def calibrate(estimator: BaseEstimator, judge: Inputs, task: Task) -> BaseEstima
 
 def export(model: BaseEstimator, judge: Inputs, threshold: float | None, seed: int) -> Exported:
     """The model as ONNX where that scores every validation row and made row alike, else as scikit-learn's own."""
-    sizes = {i: len(f.categories) for i, f in enumerate(judge.spec) if f.categories is not None}
+    sizes = {i: len(f.codes) for i, f in enumerate(judge.spec) if f.codes is not None}
     # The made rows first: `measure` scores the first rows one by one, as a service does.
     rows = np.concatenate([edge_rows(model, judge.matrix, sizes, seed), judge.matrix])
     try:

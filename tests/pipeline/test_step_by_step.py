@@ -23,8 +23,9 @@ def test_one_score_can_be_followed_from_the_raw_values(task: str) -> None:
     matrix = encode(made, scorer.spec)
     for position, feature in enumerate(scorer.spec):
         value = prepared[feature.name][0]
-        if feature.categories is not None:
-            value = feature.categories.index(value) if value in feature.categories else np.nan
+        if feature.codes is not None:
+            categories = [*feature.codes]
+            value = categories.index(value) if value in categories else np.nan
         np.testing.assert_array_equal(matrix[0, position], value)
     score = scorer.model(matrix)
     np.testing.assert_allclose(score[0], golden["scores"][number], rtol=0, atol=1e-9)

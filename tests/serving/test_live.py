@@ -1,6 +1,7 @@
 """A release that answers, and what answers where its model does not."""
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.journal import read_predictions
 from pipeline.scoring import Scorer
-from serving.live import Request
+from serving.live import Entry, Request
 from serving.protocols import Call
 from tests.serving.made import Bundle, Service, problem
 
@@ -319,10 +320,10 @@ def test_the_rows_of_the_log_are_made_once_all_threads_are_in_the_model_and_whil
         encoded.set()
         return encode(entry)
 
-    def score_and_wait(scorer: Scorer, columns: Any, begun: Callable[[], object]) -> np.ndarray:
+    def score_and_wait(scorer: Scorer, columns: Any, tell: Callable[[], object]) -> np.ndarray:
         def wait() -> None:
             order.append("in the model")
-            begun()
+            tell()
             assert encoded.wait(60)
 
         return score(scorer, columns, wait)
@@ -332,3 +333,41 @@ def test_the_rows_of_the_log_are_made_once_all_threads_are_in_the_model_and_whil
     assert service.predict(bundle.rows(1) * 201).json()["source"] == "model"
     assert order[:3] == ["in the model", "in the model", "rows made"]
     assert len(logged(service)) == 201
+
+
+def test_threads_that_come_late_keep_no_rows_and_make_none(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = made("binary-onnx")
+    live = Service(bundle, SERVING_MODEL_BUDGET_S="0.05").edge.service.live
+    encoded: list[type] = []
+    go, encode, score = threading.Event(), live._encode, Scorer.score
+
+    def encode_and_tell(entry: Any) -> bytes:
+        encoded.append(type(entry))
+        return encode(entry)
+
+    def wait_and_score(scorer: Scorer, columns: Any, tell: Callable[[], object]) -> np.ndarray:
+        assert go.wait(60)
+        return score(scorer, columns, tell)
+
+    monkeypatch.setattr(live, "_encode", encode_and_tell)
+    monkeypatch.setattr(Scorer, "score", wait_and_score)
+
+    def kept() -> bool:
+        gc.collect()
+        return any(isinstance(each, Request) and each.id == "marker-late" for each in gc.get_objects())
+
+    async def ask() -> str | None:
+        asked = live.forms["predict"].read(Call("a", {}, json.dumps({"rows": bundle.rows(1) * 201}).encode()))
+        scored = await live.score(Request("marker-late", asked))
+        for _ in range(500):  # both halves of the call have ended soon, not only the first to be late
+            if not kept():
+                break
+            await asyncio.sleep(0.01)
+        assert not kept()
+        go.set()
+        await asyncio.to_thread(live._threads.shutdown)
+        await asyncio.sleep(0.01)  # what the threads told is heard
+        return scored and scored.source
+
+    assert asyncio.run(ask()) == "baseline"
+    assert encoded == [Entry]

@@ -27,8 +27,8 @@ def trained(kinds: dict[str, str]) -> Any:
     train, validation = (read_prepared(ROOT / f"prepared/{name}.parquet") for name in ("train", "validation"))
     best = json.loads((ROOT / "tuning/best.json").read_text())
     seed = json.loads((ROOT / "bundle/lineage.json").read_text())["params"]["seed"]
-    spec = sorted(feature_spec(features_of(train)), key=lambda feature: feature.categories is None)
-    known = {feature.name: list(feature.categories) for feature in spec if feature.categories is not None}
+    spec = sorted(feature_spec(features_of(train)), key=lambda feature: feature.codes is None)
+    known = {feature.name: [*feature.codes] for feature in spec if feature.codes is not None}
     encoder = OrdinalEncoder(
         categories=list(known.values()), handle_unknown="use_encoded_value", unknown_value=float("nan")
     )

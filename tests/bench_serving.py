@@ -90,8 +90,8 @@ def check(name: str, server: Server, url: str, rows: Rows, expected: list[float]
             sys.exit(f"{name}: expected the scores of golden.json within {TOLERANCE}, got one off by {max(gaps)}")
 
 
-def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path) -> Load:
-    """Ask a server for a second as fast as it answers; a machine that stands still lets it answer none."""
+def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path, seconds: int) -> Load:
+    """Ask a server as fast as it answers; what is slow to warm may answer none."""
     script = folder / "ask.lua"
     headers = {"Content-Type": "application/json", **server.headers}
     lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
@@ -100,7 +100,7 @@ def load(server: Server, up: Running, rows: Rows, clients: int, folder: Path) ->
     script.write_text("\n".join(lines))
     before = _cpu_s(up.process)
     done = subprocess.run(
-        [*WRK, f"-c{clients}", "-d1s", "-s", str(script), up.url], check=False, capture_output=True, text=True
+        [*WRK, f"-c{clients}", f"-d{seconds}s", "-s", str(script), up.url], check=False, capture_output=True, text=True
     )
     cpu_s = _cpu_s(up.process) - before
     answered = int((re.findall(r"(\d+) requests in", done.stdout) or ["0"])[0])
@@ -118,12 +118,13 @@ def turns(group: Group, rows: Rows, scores: list[float], folder: Path) -> dict[s
         ups = {name: stack.enter_context(running(server, rows[:1], folder)) for name, server in group.items()}
 
         def measured(servers: Group, asked: Rows, clients: int) -> dict[str, Load]:
-            seconds = [
-                {name: load(server, ups[name], asked, clients, folder) for name, server in servers.items()}
-                for _ in range(1 + SECONDS)
+            times, seconds = (SECONDS, 1) if len(servers) > 1 else (1, SECONDS)
+            loads = [
+                {name: load(server, ups[name], asked, clients, folder, seconds) for name, server in servers.items()}
+                for _ in range(1 + times)
             ][1:]  # the first warms them
             return {
-                name: Load(*map(statistics.median, zip(*(told[name] for told in seconds), strict=True)))
+                name: Load(*map(statistics.median, zip(*(told[name] for told in loads), strict=True)))
                 for name in servers
             }
 
@@ -241,13 +242,13 @@ def figures(rounds: Rounds) -> list[str]:
 def conditions(known: dict[str, Server], folder: Path) -> list[str]:
     """Where, how and with what it was measured."""
     wrk = subprocess.run(["wrk", "-v"], check=False, capture_output=True, text=True).stdout.split(" [")[0]
-    ask = f"`{' '.join(WRK)} -c{CLIENTS} -d1s -s ask.lua URL`"
+    ask = f"`{' '.join(WRK)} -c{CLIENTS} -d{SECONDS}s -s ask.lua URL`"
     out = [
         f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {wrk}. {ROUNDS} rounds in shuffled order (seed "
         f"{SEED}), in which every server is started, checked, measured and stopped in turn: all give the scores of "
         f"golden.json within {TOLERANCE}. Medians, with the least and the most of the rounds; a ratio is of one round.",
-        f"{ask}, one row a request; with -c1 for a client alone and for batches. Of each load the median of {SECONDS} "
-        "such seconds counts, behind one that warms; the service and hello world are asked second by second in turn. "
+        f"{ask}, one row a request; with -c1 for a client alone and for batches. The second of two such "
+        "loads counts; the service and hello world are asked second by second in turn, and the median counts. "
         f"Processor time is that of one answer at {CLIENTS} clients, memory the resident set at the end, both of all "
         "processes.",
         "",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
 
 from pipeline.journal import Journal
 from pipeline.scoring import Columns
@@ -39,19 +39,19 @@ class Entry(Struct):
     model: str
     source: str
     scores: Sequence[Any]
-    rows: Sequence[Any] | Raw | UnsetType = UNSET
-    columns: dict[str, list[Any]] | UnsetType = UNSET
+    rows: Any = UNSET
+    columns: Any = UNSET
 
 
 @dataclass(slots=True)
 class Request:
-    """What a client asked, and under which id; `alone` where no other was under way when it came; `rows` as the
+    """What a client asked, and under which id; `alone` where no other was under way when it came; `inputs` as the
     prediction log has them, once that is made."""
 
     id: str
     asked: Asked
     alone: bool = False
-    rows: Raw | None = None
+    inputs: Any = None
 
 
 class Desk(NamedTuple):
@@ -165,7 +165,7 @@ class Live:
             on_their_way.pop()
             if not on_their_way:  # sooner, this would keep Python's lock from those threads
                 for request in unwritten:
-                    request.rows = Raw(self._encode(request.asked.rows))
+                    request.inputs = Raw(self._encode(request.asked.entry()))
 
         async def score(part: Columns) -> np.ndarray:
             async with self._free:  # waiting for others is no fault of the model
@@ -199,10 +199,7 @@ class Live:
             named = [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
             answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
             entry = Entry(time, request.id, self.release.hash, source, values[part])
-            if asked.columns is None:
-                entry.rows = request.rows or asked.rows
-            else:
-                entry.columns = {name: column.tolist() for name, column in asked.columns.items()}
+            setattr(entry, "rows" if asked.columns is None else "columns", request.inputs or asked.entry())
             entries.append(self._encode(entry))
         self._desk.journal.append(entries)  # before any of the answers goes out
         return answers

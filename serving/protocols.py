@@ -41,12 +41,20 @@ class Call:
 
 
 class Asked(NamedTuple):
-    """The rows of a request, as they came: one by one, or column by column; and what else it says of the answer."""
+    """The rows of a request, as they came: one by one, or column by column, where `logged` says which columns the
+    prediction log has otherwise than their array has them; and what else the request says of the answer."""
 
     size: int
     rows: Sequence[Any] = ()
     columns: Columns | None = None
+    logged: Mapping[str, Any] = {}
     wishes: Any = None
+
+    def entry(self) -> Any:
+        """The rows or columns as the prediction log has them."""
+        if self.columns is None:
+            return self.rows
+        return {name: self.logged.get(name) or column.tolist() for name, column in self.columns.items()}
 
 
 class Scored(NamedTuple):
@@ -188,8 +196,9 @@ def labels(scores: np.ndarray, contract: Mapping[str, Any], threshold: float | N
 
 
 def converted(given: Any, kind: Any, name: str) -> Any:
+    """JSON, read or still text, as a type; RowError says where it is of another."""
     try:
-        return msgspec.convert(given, kind)
+        return parse_json(given, kind) if isinstance(given, bytes) else msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise RowError(f"{name}: {_PYTHON.sub(lambda found: _JSON_TYPES[found[0]], str(error))}") from None
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import astuple
 
 from pipeline.scoring import Columns
@@ -57,13 +57,15 @@ def check_count(rows: int, most: int) -> None:
         raise TooManyRows(f"expected at most {most:,} rows in one request, got {rows:,}")
 
 
-def parse_json(body: bytes) -> Any:
-    """Any JSON value; RowError says where the text is malformed."""
+def parse_json(body: bytes, kind: Any = Any) -> Any:
+    """A JSON value; RowError says where the text is malformed, ValidationError where the value is of another kind."""
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.decode(body, type=kind)
     except RecursionError:
         raise RowError("expected JSON, got one nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if kind is not Any and isinstance(error, msgspec.ValidationError):
+            raise
         hint = "; JSON has no NaN and no Infinity, send null" if b"NaN" in body or b"Infinity" in body else ""
         raise RowError(f"expected JSON in UTF-8: {error}{hint}") from None
 
@@ -87,6 +89,7 @@ class Column:
         self.type: Any = Annotated[
             value | None if self.nullable else value, Meta(description=description, examples=examples)
         ]
+        self._decode = msgspec.json.Decoder(list[self.type]).decode  # type: ignore[name-defined]  # made at run time
 
     def _value_type(self) -> Any:
         if self.kind == "category":
@@ -123,12 +126,15 @@ class Column:
         if self.kind == "category":
             return np.fromiter(values, _OBJECT)
         if self.kind == "time":
-            microseconds = [  # numpy takes six times as long
-                _NAT if value is None else (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
-                for value in values
-            ]
-            return np.fromiter(microseconds, _INT64).view(_TIME)
+            return _times([*values])
         return np.fromiter(values, _FLOAT64)
+
+    def array_of_text(self, text: Raw) -> np.ndarray | None:
+        """A JSON list of values as that array; None where not all of them fit."""
+        try:
+            return self.array(self._decode(text))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
 
     def array_of_json(self, values: Sequence[Any]) -> np.ndarray:
         """JSON values as that array; RowError names those that do not fit."""
@@ -254,6 +260,19 @@ class Inputs:
                     yield column.error(row, record[column.name])
                 if column.name not in record and not column.nullable:
                     yield WrongValue(column.expected, row, column.name)
+
+
+def _times(values: list[datetime | None]) -> np.ndarray:
+    """Times as datetime64[us] in UTC, NaT where there is none. What msgspec writes, numpy reads in a third of the time
+    that arithmetic takes, but for offsets."""
+    written = msgspec.json.encode(values).replace(b"Z", b"")
+    if b"+" not in written and written.count(b"-") == 2 * written.count(b"T"):
+        return np.array(msgspec.json.decode(written), _TIME)
+    microseconds = [
+        _NAT if value is None else (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
+        for value in values
+    ]
+    return np.fromiter(microseconds, _INT64).view(_TIME)
 
 
 def row_error(found: Iterable[WrongValue]) -> RowError:

@@ -22,7 +22,7 @@ from serving.live import Desk, Live, Request
 from serving.problems import Answer, Problem, problem_of
 from serving.protocols import Call
 from serving.release import Release, keep, load, load_kept
-from serving.rows import RowError, parse_json
+from serving.rows import RowError
 from serving.settings import Settings
 from serving.telemetry import Log, Metrics, failed
 
@@ -102,7 +102,7 @@ class Service:
 
     async def kill(self, call: Call) -> tuple[Answer, int]:
         """Let the baseline answer for the model, until it is revived."""
-        because = protocols.converted(parse_json(call.body), Because, "kill").because
+        because = protocols.converted(call.body, Because, "kill").because
         self.killed = because, call.holder
         self.live.breaker.kill(*self.killed)
         self.log.line("killed", "warning", because=because, by=call.holder)

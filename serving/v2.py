@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from serving.problems import Answer
 from serving.protocols import BINARY, JSON, Asked, Call, Scored, converted
 from serving.release import Release
-from serving.rows import Column, RowError, check_count, parse_json, shown
+from serving.rows import Column, RowError, check_count, shown
 
 _HEADER_LENGTH = b"inference-header-content-length"
 _DIGITS = 18  # of a length that is worth reading
@@ -30,7 +30,7 @@ class Tensor(Struct):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: list[Any] | UnsetType = UNSET
+    data: Raw | UnsetType = UNSET
 
 
 class Wanted(Struct):
@@ -74,8 +74,11 @@ class Infer:
         if not length.isdigit() or len(length) > _DIGITS or int(length) > len(call.body):
             came = length[:_DIGITS].decode("latin-1")
             raise RowError(f"Inference-Header-Content-Length: expected at most {len(call.body)}, got {came}")
-        request = converted(parse_json(call.body[: int(length)]), InferRequest, "V2 request")
-        given, rest = {}, memoryview(call.body)[int(length) :]
+        request: InferRequest = converted(call.body[: int(length)], InferRequest, "V2 request")
+        given: dict[str, np.ndarray] = {}
+        logged: dict[str, Any] = {}
+        in_one_line = b"\n" not in call.body
+        rest = memoryview(call.body)[int(length) :]
         for tensor in request.inputs:
             if tensor.name in given or tensor.name not in self._inputs.by_name:
                 names = ", ".join(self._inputs.by_name)
@@ -85,7 +88,17 @@ class Infer:
                 came = shown(size)
                 raise RowError(f"input '{tensor.name}': expected a binary_data_size of at most {len(rest)}, got {came}")
             check_count(max(tensor.shape, default=0), self._most)
-            given[tensor.name] = _read_tensor(tensor, bytes(rest[:size]), self._inputs.by_name[tensor.name])
+            column = self._inputs.by_name[tensor.name]
+            _check_tensor(tensor, column)
+            if tensor.data is UNSET:
+                array, as_it_came = _read_binary(tensor, bytes(rest[:size]), column), False
+            else:
+                array, as_it_came = _read_json(tensor, tensor.data, column)
+            given[column.name] = array
+            if as_it_came and in_one_line and column.kind != "time":  # times may have offsets
+                logged[column.name] = tensor.data
+            elif column.kind == "boolean":  # of which the array has numbers
+                logged[column.name] = [None if value != value else bool(value) for value in array.tolist()]
             rest = rest[size:]
         if len(rest):
             raise RowError(
@@ -96,11 +109,11 @@ class Infer:
             raise RowError("inputs: expected shapes of one length, 1 or more")
         columns = {c.name: given[c.name] if c.name in given else c.missing(rows) for c in self._inputs.columns}
         self._check_wanted(request)
-        return Asked(rows, columns=columns, wishes=request)
+        return Asked(rows, columns=columns, logged=logged, wishes=request)
 
     def _check_wanted(self, request: InferRequest) -> None:
-        known = [output["name"] for output in self.metadata()["outputs"]]
         for wanted in request.outputs:
+            known = [output["name"] for output in self.metadata()["outputs"]]
             if wanted.name not in known or wanted.parameters.keys() - {"binary_data"}:
                 raise RowError(f"outputs: expected some of {', '.join(known)}, with binary_data or no parameters")
 
@@ -127,8 +140,8 @@ def _datatype(column: Column) -> str:
     return "FP64" if usual in ("INT64", "BOOL") and column.nullable else usual  # NaN is missing
 
 
-def _read_tensor(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
-    """A tensor of shape [n] or [n, 1] as the column's array."""
+def _check_tensor(tensor: Tensor, column: Column) -> None:
+    """Refuse what is no tensor of the column, of shape [n] or [n, 1]."""
     where = f"input '{tensor.name}'"
     if tensor.datatype not in (NUMBERS if column.numeric else ("BYTES",)):
         raise RowError(f"{where}: expected datatype {_datatype(column)}, got {shown(tensor.datatype)}")
@@ -138,12 +151,23 @@ def _read_tensor(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
         raise RowError(f"{where}: expected no parameters but binary_data_size")
     if (tensor.data is UNSET) != ("binary_data_size" in tensor.parameters):
         raise RowError(f"{where}: expected either data or binary_data_size")
-    rows = tensor.shape[0]
-    if tensor.data is not UNSET:
-        if len(tensor.data) != rows:
-            raise RowError(f"{where}: expected {rows} values as its shape says, got {len(tensor.data)}")
-        flat = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in tensor.data]
-        return column.array_of_json(flat)
+
+
+def _read_json(tensor: Tensor, text: Raw, column: Column) -> tuple[np.ndarray, bool]:
+    """A tensor's data as the column's array, and whether it is a list of just those values."""
+    array, as_it_came = column.array_of_text(text), True
+    if array is None:
+        given, as_it_came = converted(bytes(text), list[Any], f"input '{tensor.name}'"), False
+        array = column.array_of_json(
+            [value[0] if isinstance(value, list) and len(value) == 1 else value for value in given]
+        )
+    if len(array) != tensor.shape[0]:
+        raise RowError(f"input '{tensor.name}': expected {tensor.shape[0]} values as its shape says, got {len(array)}")
+    return array, as_it_came
+
+
+def _read_binary(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
+    where, rows = f"input '{tensor.name}'", tensor.shape[0]
     if column.numeric:
         kind = np.dtype(NUMBERS[tensor.datatype])
         if len(data) != rows * kind.itemsize:

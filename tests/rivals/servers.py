@@ -4,6 +4,7 @@ with the versions of numpy, pandas, scipy and scikit-learn that requirements.loc
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ def servers(folder: Path, inputs: Rows) -> dict[str, Server]:
     made = subprocess.run(make_key, cwd=ROOT, check=True, capture_output=True, text=True)
     key = re.findall(r"^key_\S+$", made.stderr, re.MULTILINE)[0]
     (folder / "keys.toml").write_text(made.stdout)
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     # What production has, the rest of which is on by default.
     production = {"SERVING_KEYS_FILE": f"{folder}/keys.toml", "SERVING_DATA_DIR": "{data}"}
     ours = {"SERVING_PORT": "{port}", "SERVING_INSPECTED": "0", **production}
@@ -49,7 +51,7 @@ def servers(folder: Path, inputs: Rows) -> dict[str, Server]:
             "mlserver",
             f"{{bin}}/mlserver start {folder}/{models}",
             "/v2/models/model/infer",
-            lambda rows: in_tensors(rows, inputs),
+            lambda rows: as_mlserver(in_tensors(rows, inputs)),
             lambda answer: answer["outputs"][0]["data"][1::2],
             settings,
         )
@@ -62,6 +64,15 @@ def servers(folder: Path, inputs: Rows) -> dict[str, Server]:
             in_rows,
             environment=ours,
             headers={"Authorization": f"Bearer {key}"},
+        ),
+        "service-tensors": Server(
+            "serving/.venv",
+            "{bin}/python -m serving",
+            f"/v2/models/{name}/infer",
+            lambda rows: in_tensors(rows, inputs),
+            lambda answer: answer["outputs"][0]["data"],
+            ours,
+            {"Authorization": f"Bearer {key}"},
         ),
         "service-sklearn": Server(
             "serving/.venv-sklearn",
@@ -103,8 +114,14 @@ def in_tensors(rows: Rows, inputs: Rows) -> Any:
             "datatype": TENSORS[column["kind"]],
             "shape": [len(rows), 1],
             "data": [row[column["name"]] for row in rows],
-            "parameters": {"content_type": "str" if TENSORS[column["kind"]] == "BYTES" else "np"},
         }
         for column in inputs
     ]
+    return {"inputs": columns}
+
+
+def as_mlserver(request: Any) -> Any:
+    """The same with what MLServer needs to know besides, so that it makes a DataFrame of it."""
+    types = ({"content_type": "str" if tensor["datatype"] == "BYTES" else "np"} for tensor in request["inputs"])
+    columns = [{**tensor, "parameters": given} for tensor, given in zip(request["inputs"], types, strict=True)]
     return {"parameters": {"content_type": "pd"}, "inputs": columns, "outputs": [{"name": "predict_proba"}]}

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.canonical import json_bytes
 from pipeline.errors import InputError
@@ -15,6 +18,7 @@ from serving.rows import Column, RowError
 from tests.serving.made import Bundle, Service
 
 SCORE = Scorer.score
+MINUTES = st.integers(-1439, 1439).map(lambda minutes: timedelta(minutes=minutes))
 BEYOND = r"golden\.json: expected the scores that training gave, within 1e-09; here they differ by "
 
 
@@ -71,6 +75,19 @@ def test_a_score_at_the_threshold_is_answered_with_true(bundle: Bundle) -> None:
         (bundle.folder / "contract.json").write_bytes(json_bytes(contract | {"threshold": threshold}))
         bundle.inspect()
         assert Service(bundle).predict(bundle.rows(1)).json()["labels"] == [label]
+
+
+@given(
+    st.lists(
+        st.none() | st.datetimes(timezones=st.none() | st.just(UTC) | st.timezones() | st.builds(timezone, MINUTES))
+    )
+)
+def test_times_are_microseconds_since_1970_in_utc(times: list[datetime | None]) -> None:
+    made = _column("time", nullable=True).array(times)
+    assert made.dtype == "datetime64[us]"
+    since = [time and (time.replace(tzinfo=time.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)) for time in times]
+    expected = [np.iinfo("int64").min if each is None else each // timedelta(microseconds=1) for each in since]
+    assert made.view("int64").tolist() == expected
 
 
 @pytest.mark.parametrize("nullable", [True, False])

@@ -7,6 +7,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from pipeline.journal import read_predictions
 from tests.serving.made import TASKS, Bundle, Server, Service, problem, serving
 
 
@@ -188,6 +189,32 @@ def test_missing_values_are_null_in_json_and_nullable_columns_may_be_left_out(
         assert answer["outputs"][0]["data"] == expected
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_log_has_what_was_scored_however_it_was_written(
+    made: Callable[[str], Bundle], name: str, indent: int | None
+) -> None:
+    bundle = made("binary-onnx")
+    service = Service(bundle)
+    # Written otherwise than this service would: an exponent, an escape, an offset, a list in a list.
+    row = bundle.rows(1)[0] | {"temperature": 20.5, "cycles": 230, "site": "north", "read_at": "2020-04-01T00:28:00"}
+    inputs = [_json(column, value) for column, value in row.items()]
+    body = json.dumps({"inputs": inputs}, indent=indent)
+    for before, after in (
+        ("20.5", "2.05E+1"),
+        ("230", "[2300e-1]"),
+        ('"north"', '"\\u006eorth"'),
+        ('"2020-04-01T00:28:00"', '"2020-04-01T05:28:00.000+05:00"'),
+    ):
+        assert body.count(before) == 1
+        body = body.replace(before, after)
+    response = service.post(f"/v2/models/{name}/infer", content=body)
+    assert response.status_code == 200, response.text
+    told = [*read_predictions(service.data / "log")]
+    assert [entry.inputs for entry in told] == [row | {"read_at": "2020-04-01T00:28:00"}]
+    assert [entry.score for entry in told] == response.json()["outputs"][0]["data"]
+    assert service.predict([entry.inputs for entry in told]).json()["scores"] == [entry.score for entry in told]
+
+
 def test_an_output_may_be_binary_and_another_not(service: Service, made: Callable[[str], Bundle], name: str) -> None:
     inputs = [_json(column, value) for column, value in made("binary-onnx").rows(1)[0].items()]
     outputs = [{"name": "label"}, {"name": "score", "parameters": {"binary_data": True}}]
@@ -211,6 +238,8 @@ def test_an_output_may_be_binary_and_another_not(service: Service, made: Callabl
         ({"site": {"shape": [5]}}, "expected 5 values as its shape says, got 1"),
         ({"site": {"shape": []}}, "expected shape [n] or [n, 1]"),
         ({"site": {"data": [["north", "south"]]}}, "expected one of north, south"),
+        ({"site": {"data": {"north": 1}}}, "input 'site': Expected `array`, got `object`"),
+        ({"cycles": {"data": [1, "2"]}}, "row 1, column 'cycles': expected a whole number"),
         ({"site": {"data": []}}, "expected 1 values as its shape says, got 0"),
         ({"site": {"parameters": {"shared_memory_region": "x"}}}, "expected no parameters but binary_data_size"),
         ({"site": {"parameters": {"binary_data_size": 4}}}, "expected a binary_data_size of at most 0, got 4"),

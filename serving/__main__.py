@@ -93,14 +93,9 @@ def _bind(settings: Settings) -> socket.socket:
 
 def _tell(log: Log, service: Service) -> None:
     release, settings = service.live.release, service.settings
-    log.line(
-        "serving",
-        name=release.name,
-        version=release.version,
-        model=release.hash,
-        airworthy=release.airworthy,
-        address=f"http://{settings.host}:{settings.port}",
-    )
+    named = {"name": release.name, "version": release.version, "model": release.hash}
+    address = f"http://{settings.host}:{settings.port}"
+    log.line("serving", **named, airworthy=release.airworthy, address=address)
     if not settings.inspected:
         log.line("SERVING_INSPECTED=0: this bundle is served whatever its inspection says", "warning")
     if settings.open:

@@ -153,7 +153,7 @@ async def _send(send: Send, exchange: Exchange | None, answer: Answer, call: Cal
         own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(answer.body), call.id.encode())
         if exchange.answer(answer.status, _lines(answer.media_type) + own, answer.body):
             return
-    call.asked = None  # who reads slowly keeps no rows
+    call.asked, call.body = None, b""  # who reads slowly keeps no rows
     headers = [
         (b"content-type", answer.media_type),
         (b"content-length", b"%d" % len(answer.body)),

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import asdict
 
-from serving.rows import RowError, TooManyRows, WrongValue, few, parse_json, row_error, shown
+from serving.rows import RowError, TooManyRows, WrongValue, few, fits, parse_json, row_error, shown
 
 MOST = 10_000
 _ROW_MOST = 2**31 - 1
@@ -61,12 +62,7 @@ class Feedback:
 
     def entries(self, outcomes: Iterable[Any], by: str, time: datetime) -> list[bytes]:
         """Lines for the journal, of outcomes that came from `by` at that time."""
-        return [
-            msgspec.json.encode(
-                {"time": time, "request_id": each.request_id, "row": each.row, "outcome": each.outcome, "by": by}
-            )
-            for each in outcomes
-        ]
+        return [msgspec.json.encode({"time": time, **asdict(each), "by": by}) for each in outcomes]
 
     def _errors(self, records: Sequence[Any]) -> Iterable[WrongValue]:
         for position, record in enumerate(records):
@@ -76,15 +72,7 @@ class Feedback:
             for name in [name for name in record if name not in self._types]:
                 yield WrongValue(f"one of {', '.join(self._types)}", position, shown(name), shown(record[name]))
             for name, expected in self._expected.items():
-                if name in record and not _fits(record[name], self._types[name]):
+                if name in record and not fits(record[name], self._types[name]):
                     yield WrongValue(expected, position, name, shown(record[name]))
                 elif name not in record and name != "row":
                     yield WrongValue(expected, position, name)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        return False
-    return True

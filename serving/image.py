@@ -70,10 +70,9 @@ def build_command(tool: str, names: list[str], labels: Mapping[str, str], *, fla
     arguments = {**labels, "LOCK": LOCKS[runtime], "SOURCE_DATE_EPOCH": committed}
     if os.environ.get("SERVING_INSPECTED") == "0":  # for an emergency; it stands in the image, and the page says so
         arguments["SERVING_INSPECTED"] = "0"
+    own: list[str] = []
     if Path(tool).name == "podman":  # the format of OCI has no health check
         own = ["--format", "docker", "--timestamp", arguments.pop("SOURCE_DATE_EPOCH")]
-    else:
-        own = []
     pairs = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
     tags = [part for name in names for part in ("--tag", name)]
     return [tool, "build", *own, *pairs, *tags, *shlex.split(flags), "--file", "serving/Dockerfile", "."]

@@ -3,7 +3,7 @@ here to do more with a score.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from pipeline.journal import Journal
 from pipeline.scoring import Columns
@@ -39,8 +39,8 @@ class Entry(Struct):
     model: str
     source: str
     scores: Sequence[Any]
-    rows: Any = UNSET
-    columns: Any = UNSET
+    rows: Sequence[Any] | Raw | UnsetType = UNSET
+    columns: Mapping[str, Any] | Raw | UnsetType = UNSET
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Request:
     id: str
     asked: Asked
     alone: bool = False
-    inputs: Any = None
+    inputs: Raw | None = None
 
 
 class Desk(NamedTuple):
@@ -199,7 +199,10 @@ class Live:
             named = [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
             answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
             entry = Entry(time, request.id, self.release.hash, source, values[part])
-            setattr(entry, "rows" if asked.columns is None else "columns", request.inputs or asked.entry())
+            if asked.columns is None:
+                entry.rows = request.inputs or asked.rows
+            else:
+                entry.columns = request.inputs or asked.entry()
             entries.append(self._encode(entry))
         self._desk.journal.append(entries)  # before any of the answers goes out
         return answers

@@ -66,8 +66,7 @@ def _operations(service: Service, feedback: str) -> dict[str, dict[str, Any]]:
         "/invocations": _operation(
             "What `mlflow models serve` takes", _content({"type": "object", "minProperties": 1}, given), invoked
         ),
-        INFER: infer,
-        INFER_VERSION: infer,
+        **dict.fromkeys((INFER, INFER_VERSION), infer),
         "/": {"summary": "The page's form, filled in", "requestBody": filled, "responses": shown},
         "/feedback": _operation("True outcomes of earlier predictions", _content(_ref(feedback)), kept),
         "/admin/kill": _operation("Let the baseline answer", _content(_ref("Because")), {"description": "It does"}),

@@ -172,16 +172,12 @@ def read_card(folder: Path, digest: str) -> str | None:
 def form_fields(body: bytes) -> dict[str, str]:
     """The fields of a form that a browser sent as `application/x-www-form-urlencoded`."""
     try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=bool(body),
-            errors="strict",
-            max_num_fields=_MOST,
+        text, strict = body.decode("ascii"), bool(body)
+        return dict(
+            parse_qsl(text, strict_parsing=strict, keep_blank_values=True, errors="strict", max_num_fields=_MOST)
         )
     except ValueError:
         raise RowError("expected the fields of a form, as a browser sends them") from None
-    return dict(pairs)
 
 
 def record(inputs: Inputs, form: Mapping[str, str]) -> dict[str, Any]:
@@ -258,13 +254,8 @@ def _verdict(release: Release) -> str:
 def _templates() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only here: who scores never waits for it
 
-    made = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(_FOLDER)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"short": short, "text": _text, "words": words, "phrase": phrase, "ms": ms, "moment": moment}
     made.globals |= {"style": _STYLE, "ceil": math.ceil, "floor": math.floor, "finest": _MILLISECOND}
     return made

@@ -41,8 +41,8 @@ class Call:
 
 
 class Asked(NamedTuple):
-    """The rows of a request, as they came: one by one, or column by column, where `logged` says which columns the
-    prediction log has otherwise than their array has them; and what else the request says of the answer."""
+    """The rows of a request, as they came: one by one, or column by column, where the prediction log has of a column
+    what `logged` says: the client's own text, or what the array cannot say. And what else the request wishes."""
 
     size: int
     rows: Sequence[Any] = ()

@@ -77,7 +77,7 @@ class Infer:
         request: InferRequest = converted(call.body[: int(length)], InferRequest, "V2 request")
         given: dict[str, np.ndarray] = {}
         logged: dict[str, Any] = {}
-        in_one_line = b"\n" not in call.body
+        in_one_line = b"\n" not in call.body and b"\r" not in call.body
         rest = memoryview(call.body)[int(length) :]
         for tensor in request.inputs:
             if tensor.name in given or tensor.name not in self._inputs.by_name:
@@ -90,14 +90,16 @@ class Infer:
             check_count(max(tensor.shape, default=0), self._most)
             column = self._inputs.by_name[tensor.name]
             _check_tensor(tensor, column)
-            if tensor.data is UNSET:
-                array, as_it_came = _read_binary(tensor, bytes(rest[:size]), column), False
-            else:
-                array, as_it_came = _read_json(tensor, tensor.data, column)
-            given[column.name] = array
-            if as_it_came and in_one_line and column.kind != "time":  # times may have offsets
+            array = None if tensor.data is UNSET else column.array_of_text(tensor.data)
+            if array is not None and in_one_line and column.kind != "time":  # times may have offsets
                 logged[column.name] = tensor.data
-            elif column.kind == "boolean":  # of which the array has numbers
+            if array is None:
+                array = _read_tensor(tensor, bytes(rest[:size]), column)
+            if len(array) != tensor.shape[0]:
+                came = f"{tensor.shape[0]} values as its shape says, got {len(array)}"
+                raise RowError(f"input '{tensor.name}': expected {came}")
+            given[column.name] = array
+            if column.kind == "boolean" and column.name not in logged:  # of which the array has numbers
                 logged[column.name] = [None if value != value else bool(value) for value in array.tolist()]
             rest = rest[size:]
         if len(rest):
@@ -112,8 +114,8 @@ class Infer:
         return Asked(rows, columns=columns, logged=logged, wishes=request)
 
     def _check_wanted(self, request: InferRequest) -> None:
+        known = [output["name"] for output in self.metadata()["outputs"]] if request.outputs else []
         for wanted in request.outputs:
-            known = [output["name"] for output in self.metadata()["outputs"]]
             if wanted.name not in known or wanted.parameters.keys() - {"binary_data"}:
                 raise RowError(f"outputs: expected some of {', '.join(known)}, with binary_data or no parameters")
 
@@ -153,21 +155,12 @@ def _check_tensor(tensor: Tensor, column: Column) -> None:
         raise RowError(f"{where}: expected either data or binary_data_size")
 
 
-def _read_json(tensor: Tensor, text: Raw, column: Column) -> tuple[np.ndarray, bool]:
-    """A tensor's data as the column's array, and whether it is a list of just those values."""
-    array, as_it_came = column.array_of_text(text), True
-    if array is None:
-        given, as_it_came = converted(bytes(text), list[Any], f"input '{tensor.name}'"), False
-        array = column.array_of_json(
-            [value[0] if isinstance(value, list) and len(value) == 1 else value for value in given]
-        )
-    if len(array) != tensor.shape[0]:
-        raise RowError(f"input '{tensor.name}': expected {tensor.shape[0]} values as its shape says, got {len(array)}")
-    return array, as_it_came
-
-
-def _read_binary(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
+def _read_tensor(tensor: Tensor, data: bytes, column: Column) -> np.ndarray:
+    """A tensor's data, behind the JSON or with each value in a list of its own, as the column's array."""
     where, rows = f"input '{tensor.name}'", tensor.shape[0]
+    if tensor.data is not UNSET:
+        given = converted(bytes(tensor.data), list[Any], where)
+        return column.array_of_json([v[0] if isinstance(v, list) and len(v) == 1 else v for v in given])
     if column.numeric:
         kind = np.dtype(NUMBERS[tensor.datatype])
         if len(data) != rows * kind.itemsize:

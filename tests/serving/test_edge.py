@@ -1,12 +1,16 @@
 import asyncio
+import gc
 import json
 import re
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from serving.protocols import Call, Predict
+from serving.rows import Inputs
 from tests.serving.made import Bundle, Server, Service, problem
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -195,6 +199,51 @@ def test_a_client_that_leaves_before_its_body_is_complete_is_no_error(fresh: Ser
     assert [line["status"] for line in fresh.lines()] == [499, 404]
     assert fresh.metric("serving_requests_total", route="/predict", status="499") == 1
     assert fresh.metric("serving_in_flight") == 0
+
+
+@pytest.mark.parametrize("size", [1, 500])
+def test_a_client_that_reads_slowly_keeps_no_rows(
+    made: Callable[[str], Bundle], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    service = Service(made("binary-onnx"))
+    body = json.dumps({"rows": (made("binary-onnx").rows() * 5)[:size]}).encode()
+    arrays: list[weakref.ref[Any]] = []
+    calls: list[Call] = []
+    make, read = Inputs.arrays, Predict.read
+
+    def arrays_of(inputs: Inputs, rows: Any) -> Any:
+        columns = make(inputs, rows)
+        arrays.extend(map(weakref.ref, columns.values()))
+        return columns
+
+    def read_of(form: Predict, call: Call) -> Any:
+        calls.append(call)
+        return read(form, call)
+
+    monkeypatch.setattr(Inputs, "arrays", arrays_of)
+    monkeypatch.setattr(Predict, "read", read_of)
+
+    async def ask() -> None:
+        gone = asyncio.Event()
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                gone.set()
+                await asyncio.Event().wait()
+
+        slow = asyncio.create_task(service.edge(scope, receive, send))
+        await asyncio.wait_for(gone.wait(), 10)
+        gc.collect()
+        assert arrays
+        assert not any(array() is not None for array in arrays)
+        assert [(call.asked, call.body) for call in calls] == [(None, b"")]
+        slow.cancel()
+
+    asyncio.run(ask())
 
 
 def test_the_model_tells_its_contract_lineage_and_verdict(fresh: Service, made: Callable[[str], Bundle]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from pipeline.canonical import json_bytes
 from pipeline.journal import read_predictions
 from tests.serving.made import TASKS, Bundle, Server, Service, problem, serving
 
@@ -189,16 +190,16 @@ def test_missing_values_are_null_in_json_and_nullable_columns_may_be_left_out(
         assert answer["outputs"][0]["data"] == expected
 
 
-@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("space", [" ", "\t", "\n", "\r"])
 def test_the_log_has_what_was_scored_however_it_was_written(
-    made: Callable[[str], Bundle], name: str, indent: int | None
+    made: Callable[[str], Bundle], name: str, space: str
 ) -> None:
     bundle = made("binary-onnx")
     service = Service(bundle)
     # Written otherwise than this service would: an exponent, an escape, an offset, a list in a list.
     row = bundle.rows(1)[0] | {"temperature": 20.5, "cycles": 230, "site": "north", "read_at": "2020-04-01T00:28:00"}
     inputs = [_json(column, value) for column, value in row.items()]
-    body = json.dumps({"inputs": inputs}, indent=indent)
+    body = json.dumps({"inputs": inputs}).replace(" ", space)
     for before, after in (
         ("20.5", "2.05E+1"),
         ("230", "[2300e-1]"),
@@ -209,10 +210,35 @@ def test_the_log_has_what_was_scored_however_it_was_written(
         body = body.replace(before, after)
     response = service.post(f"/v2/models/{name}/infer", content=body)
     assert response.status_code == 200, response.text
+    (segment,) = (service.data / "log").iterdir()
+    assert len(segment.read_text().splitlines()) == 1
     told = [*read_predictions(service.data / "log")]
     assert [entry.inputs for entry in told] == [row | {"read_at": "2020-04-01T00:28:00"}]
     assert [entry.score for entry in told] == response.json()["outputs"][0]["data"]
     assert service.predict([entry.inputs for entry in told]).json()["scores"] == [entry.score for entry in told]
+
+
+def test_a_missing_boolean_is_logged_as_missing(bundle: Bundle, name: str) -> None:
+    contract = bundle.read("contract.json")
+    for column in contract["inputs"]:
+        column["nullable"] = column["nullable"] or column["name"] == "guarded"
+    (bundle.folder / "contract.json").write_bytes(json_bytes(contract))
+    bundle.inspect()
+    service = Service(bundle)
+    inputs = [_json(column, value) for column, value in bundle.rows(1)[0].items() if column != "guarded"]
+    flags = {"name": "guarded", "shape": [1], "datatype": "FP64", "parameters": {"binary_data_size": 8}}
+    head = json.dumps({"inputs": [*inputs, flags]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    for value in (np.nan, 1.0, 0.0):
+        body = head + np.array([value]).tobytes()
+        assert service.post(f"/v2/models/{name}/infer", content=body, headers=headers).status_code == 200
+    assert [entry.inputs["guarded"] for entry in read_predictions(service.data / "log")] == [None, True, False]
+
+
+def test_texts_in_another_encoding_are_422(service: Service, made: Callable[[str], Bundle], name: str) -> None:
+    inputs = [_json(column, value) for column, value in (made("binary-onnx").rows(1)[0] | {"maker": "acme"}).items()]
+    body = json.dumps({"inputs": inputs}).encode().replace(b'"acme"', b'"\xff\xfe"')
+    assert "expected JSON in UTF-8" in problem(service.post(f"/v2/models/{name}/infer", content=body), 422)["detail"]
 
 
 def test_an_output_may_be_binary_and_another_not(service: Service, made: Callable[[str], Bundle], name: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows import anchor, server, tracking
 from flows.stage import say
+from pipeline.errors import InputError
 
 START_S = 90
 
@@ -76,4 +77,7 @@ def _open(*addresses: str) -> None:
 
 
 if __name__ == "__main__":
-    ui()
+    try:
+        ui()
+    except InputError as error:
+        sys.exit(f"ui: {error}")

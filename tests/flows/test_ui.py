@@ -15,6 +15,27 @@ def create_database(): MlflowClient("sqlite:///mlflow.db").search_experiments()
 """
 
 
+MOVED = """
+from pipeline.errors import InputError
+def create_database(): raise InputError("expected mlflow.db to keep its files here")
+"""
+
+
+def test_a_database_of_another_folder_is_said_in_one_line(scratch) -> None:
+    scratch.write("flows/ui.py", (REPOSITORY / "flows/ui.py").read_text())
+    scratch.write("flows/tracking.py", MOVED)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.ui"],
+        cwd=scratch.path,
+        env=scratch.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "ui: expected mlflow.db to keep its files here\n"
+    assert done.returncode == 1
+
+
 def test_both_interfaces_answer_until_the_signal(scratch, migrated) -> None:
     scratch.write("flows/ui.py", (REPOSITORY / "flows/ui.py").read_text())
     scratch.write("flows/tracking.py", TRACKING)

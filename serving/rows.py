@@ -24,7 +24,7 @@ _SHOWN_CHARACTERS = 100
 _SHOWN_NAMES = 10
 _EPOCHS = {False: datetime(1970, 1, 1), True: datetime(1970, 1, 1, tzinfo=UTC)}  # noqa: DTZ001 - UTC is meant
 _MICROSECOND = timedelta(microseconds=1)
-_FLOAT64, _INT64, _OBJECT, _TIME = map(np.dtype, ("float64", "int64", "object", "datetime64[us]"))
+_FLOAT64, _OBJECT, _TIME = map(np.dtype, ("float64", "object", "datetime64[us]"))
 _TIME_EXAMPLE = "2026-01-31T12:00:00"
 
 

@@ -272,8 +272,7 @@ def _database() -> str:
 
 def project() -> str:
     """The name of the project, of its experiment, and of its registered model."""
-    name: str = tomllib.loads(Path("pyproject.toml").read_text())["project"]["name"]
-    return name
+    return str(tomllib.loads(Path("pyproject.toml").read_text())["project"]["name"])
 
 
 def _experiment(client: "MlflowClient", uri: str) -> str:

@@ -12,8 +12,6 @@ from flows import anchor, server, tracking
 from flows.stage import say
 from pipeline.errors import InputError
 
-START_S = 90
-
 
 def ui() -> None:
     """Show both, and keep the Prefect server that `make repro` leaves behind replaced by our own."""
@@ -30,8 +28,7 @@ def ui() -> None:
                 prefect = server.start()
                 url = prefect.url()
             if url is None:
-                say(f"Prefect's server does not start; {anchor()}/.prefect/server.log says why")
-                break
+                sys.exit(f"Prefect's server does not start; {anchor()}/.prefect/server.log says why")
             if url != shown:
                 say(f"Prefect  {url.removesuffix('/api')}")
                 if shown is None:
@@ -62,7 +59,7 @@ def _mlflow() -> tuple[server.Tied, str]:
 
 
 def _wait(process: server.Tied, address: str) -> None:
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + server.START_S
     while not server.answers(address):
         if not process.alive() or time.monotonic() > deadline:
             sys.exit(f"expected MLflow at {address}, it does not answer; {anchor()}/mlartifacts/server.log says why")
@@ -70,8 +67,7 @@ def _wait(process: server.Tied, address: str) -> None:
 
 
 def _open(*addresses: str) -> None:
-    screen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if screen and sys.stdout.isatty():
+    if sys.stdout.isatty() and (sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))):
         for address in addresses:
             webbrowser.open(address)
 

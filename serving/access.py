@@ -15,7 +15,7 @@ from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -54,16 +54,25 @@ class Key(NamedTuple):
 
 
 class Access:
-    """The keys of a file; where there is none, whoever comes may do all but what an admin does. InputError where the
-    file is wrong. `clock` gives seconds since 1970."""
+    """The keys that are asked for, or none where the service is open."""
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path | None, clock: Callable[[], float]) -> None:
         self._path = path
         self._clock = clock
         self._keys: tuple[Key, ...] = ()
         self._stamp: tuple[int, int, int] | None = None
         self._reason: str | None = None
         self._read()
+
+    @classmethod
+    def from_file(cls, path: Path, clock: Callable[[], float] = time.time) -> Self:
+        """The keys of a file; InputError where it is wrong. `clock` gives seconds since 1970."""
+        return cls(path, clock)
+
+    @classmethod
+    def open(cls) -> Self:
+        """Whoever comes may do all but what an admin does."""
+        return cls(None, time.time)
 
     def check(self, headers: Mapping[bytes, bytes], scope: Scope) -> str:
         """The holder of the key that came; Problem 401 where no valid one did, 403 where it lacks the scope."""

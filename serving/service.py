@@ -244,7 +244,7 @@ def _access(settings: Settings) -> Access:
             "expected SERVING_KEYS_FILE, a file of keys (`python -m serving.access NAME SCOPE...` makes one), or "
             f"SERVING_OPEN=1, which lets everybody ask for predictions; got {'both' if settings.open else 'neither'}"
         )
-    return Access(settings.keys_file)
+    return Access.from_file(settings.keys_file) if settings.keys_file else Access.open()
 
 
 class Because(msgspec.Struct):

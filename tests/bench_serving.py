@@ -218,8 +218,8 @@ def by_itself(rounds: Rounds) -> list[str]:
         for name, form in ((TENSORS, "in columns"), (OURS, "row by row")):
             if name in rounds[0]:
                 rows = [turns[name].rows_per_second / most for turns, most in zip(rounds, best, strict=True)]
-                goal = _goal(rows, least=ROWS_TIMES if name == TENSORS else None)
-                out.append(f"| {COLUMNS[4]} {form}, over the best rival's | {_spread(rows)} times | {goal} |")
+                said = f"{COLUMNS[4]} {form}, over the best rival's"
+                out.append(f"| {said} | {_spread(rows)} times | {_goal(rows, least=ROWS_TIMES)} |")
         out.append(
             f"| start to first answer, over the best rival's | {_spread(cold)} | {_goal(cold, most=COLD_TIMES)} |"
         )

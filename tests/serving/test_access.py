@@ -45,14 +45,14 @@ def refused(known: Access, headers: dict[bytes, bytes], scope: Any = "predict") 
 
 
 def test_a_key_names_its_holder(file: Path) -> None:
-    known = Access(file)
+    known = Access.from_file(file)
     assert known.check(bearing("key-d"), "predict") == "dashboard"
     assert known.check(bearing("key-o"), "admin") == "owner"
     assert known.check(bearing("key-b"), "feedback") == "batch"
 
 
 def test_an_open_service_asks_for_no_key() -> None:
-    known = Access(None)
+    known = Access.open()
     assert {known.check({}, scope) for scope in ("predict", "feedback")} == {"anonymous"}
     with pytest.raises(Problem, match="service with keys") as refused:
         known.check({}, "admin")
@@ -62,7 +62,7 @@ def test_an_open_service_asks_for_no_key() -> None:
 
 @pytest.mark.parametrize("kind", ["bearer", "BEARER", "Bearer"])
 def test_the_word_bearer_is_read_in_any_case(file: Path, kind: str) -> None:
-    assert Access(file).check({b"authorization": f"{kind} key-d".encode()}, "predict") == "dashboard"
+    assert Access.from_file(file).check({b"authorization": f"{kind} key-d".encode()}, "predict") == "dashboard"
 
 
 @pytest.mark.parametrize(
@@ -83,35 +83,35 @@ def test_the_word_bearer_is_read_in_any_case(file: Path, kind: str) -> None:
     ],
 )
 def test_no_key_and_a_wrong_one_are_401(file: Path, given: bytes) -> None:
-    problem = refused(Access(file), {b"authorization": given} if given else {})
+    problem = refused(Access.from_file(file), {b"authorization": given} if given else {})
     assert problem.status == 401
     assert problem.headers == ((b"www-authenticate", b"Bearer"),)
 
 
 def test_a_hash_is_no_key(file: Path) -> None:
-    assert refused(Access(file), bearing(sha256(b"key-d").hexdigest())).status == 401
+    assert refused(Access.from_file(file), bearing(sha256(b"key-d").hexdigest())).status == 401
 
 
 @pytest.mark.parametrize("header", [b"x-api-key", b"cookie", b"proxy-authorization"])
 def test_a_key_in_another_header_is_none(file: Path, header: bytes) -> None:
-    assert refused(Access(file), {header: b"Bearer key-d"}).status == 401
+    assert refused(Access.from_file(file), {header: b"Bearer key-d"}).status == 401
 
 
 def test_a_key_without_the_scope_is_403_that_names_the_scope_and_no_key(file: Path) -> None:
-    problem = refused(Access(file), bearing("key-d"), "admin")
+    problem = refused(Access.from_file(file), bearing("key-d"), "admin")
     assert problem.status == 403
     assert problem.detail == "expected a key with the scope 'admin', which this one lacks"
 
 
 def test_no_refusal_repeats_what_was_sent(file: Path) -> None:
     for given in ("marker-1", "marker-1 " * 20, "marker-1" * 100):
-        assert b"marker" not in refused(Access(file), bearing(given)).answer("1").body
+        assert b"marker" not in refused(Access.from_file(file), bearing(given)).answer("1").body
 
 
 def test_a_key_is_known_until_it_expires(tmp_path: Path) -> None:
     path, now = tmp_path / "keys.toml", [Y2027 - 1]
     path.write_text(table("dashboard", "key-d", "predict", more="expires = 2027-01-01T00:00:00Z"))
-    known = Access(path, lambda: now[0])
+    known = Access.from_file(path, lambda: now[0])
     assert known.check(bearing("key-d"), "predict") == "dashboard"
     now[0] = Y2027
     problem = refused(known, bearing("key-d"))
@@ -121,8 +121,8 @@ def test_a_key_is_known_until_it_expires(tmp_path: Path) -> None:
 def test_an_offset_of_an_expiry_counts(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(table("dashboard", "key-d", "predict", more="expires = 2027-01-01T02:00:00+02:00"))
-    assert Access(path, lambda: Y2027 - 1).check(bearing("key-d"), "predict") == "dashboard"
-    assert refused(Access(path, lambda: Y2027), bearing("key-d")).status == 401
+    assert Access.from_file(path, lambda: Y2027 - 1).check(bearing("key-d"), "predict") == "dashboard"
+    assert refused(Access.from_file(path, lambda: Y2027), bearing("key-d")).status == 401
 
 
 @pytest.mark.parametrize("given", ["key-d", "key-o", "key-b", "wrong", ""])
@@ -134,7 +134,7 @@ def test_every_hash_is_compared_whichever_key_came(file: Path, monkeypatch: pyte
         return compare_digest(stored, came)
 
     monkeypatch.setattr(access, "compare_digest", compare)
-    known = Access(file)
+    known = Access.from_file(file)
     if given.startswith("key"):
         known.check(bearing(given), "predict" if given == "key-d" else "feedback")
     else:
@@ -146,7 +146,7 @@ def test_a_header_too_long_for_a_key_is_not_hashed(file: Path, monkeypatch: pyte
     def never(_data: bytes) -> Any:
         raise AssertionError("hashed")
 
-    known = Access(file)
+    known = Access.from_file(file)
     monkeypatch.setattr(access, "sha256", never)
     assert refused(known, bearing("x" * 1_000)).status == 401
 
@@ -179,7 +179,7 @@ def test_a_wrong_file_is_refused_with_its_name_the_holder_and_what_was_expected(
     path = tmp_path / "keys.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: {found}"):
-        Access(path)
+        Access.from_file(path)
 
 
 @pytest.mark.parametrize("spoil", [Path.mkdir, Path.exists, lambda path: path.write_bytes(b"\xff")])
@@ -187,19 +187,19 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path, spoil: Callable[[Pa
     path = tmp_path / "keys.toml"
     spoil(path)
     with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: expected .*, got '.+'; `python -m serving.access"):
-        Access(path)
+        Access.from_file(path)
 
 
 def test_a_key_pasted_for_its_hash_is_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text('[a]\nscopes = ["predict"]\nsha256 = "key_secret"')
     with pytest.raises(InputError) as raised:
-        Access(path)
+        Access.from_file(path)
     assert "secret" not in str(raised.value)
 
 
 def test_keys_are_rotated_without_a_restart(file: Path) -> None:
-    known = Access(file)
+    known = Access.from_file(file)
     assert known.refresh() is None
     file.write_text(table("dashboard", "key-new", "predict"))
     assert known.refresh() is None
@@ -214,7 +214,7 @@ def test_keys_behind_links_are_rotated_as_kubernetes_does(tmp_path: Path) -> Non
         os.utime(tmp_path / version / "keys.toml", (0, 0))
     (tmp_path / "data").symlink_to("1")
     (tmp_path / "keys.toml").symlink_to("data/keys.toml")
-    known = Access(tmp_path / "keys.toml")
+    known = Access.from_file(tmp_path / "keys.toml")
     assert known.check(bearing("key-1"), "predict") == "dashboard"
     (tmp_path / "next").symlink_to("2")
     (tmp_path / "next").replace(tmp_path / "data")
@@ -225,7 +225,7 @@ def test_keys_behind_links_are_rotated_as_kubernetes_does(tmp_path: Path) -> Non
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("[a"), lambda path: path.write_text("")])
 def test_a_spoiled_file_keeps_the_keys_and_is_told_once(file: Path, spoil: Callable[[Path], Any]) -> None:
     good = file.read_text()
-    known = Access(file)
+    known = Access.from_file(file)
     for _ in range(2):  # once for each time that it is spoiled
         spoil(file)
         reason = known.refresh()
@@ -239,7 +239,7 @@ def test_a_spoiled_file_keeps_the_keys_and_is_told_once(file: Path, spoil: Calla
 
 
 def test_another_reason_is_told_as_well(file: Path) -> None:
-    known = Access(file)
+    known = Access.from_file(file)
     file.write_text("[a")
     assert "TOML" in (known.refresh() or "")
     file.unlink()
@@ -265,7 +265,7 @@ def test_a_made_key_opens_what_its_table_says(tmp_path: Path) -> None:
     assert keys[0][0] != keys[1][0]
     assert keys[0][0] not in path.read_text()
     assert tomllib.loads(path.read_text())["owner"]["scopes"] == ["predict", "admin"]
-    known = Access(path)
+    known = Access.from_file(path)
     assert known.check(bearing(keys[0][0]), "predict") == "dashboard"
     assert known.check(bearing(keys[1][0]), "admin") == "owner"
 

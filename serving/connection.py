@@ -11,14 +11,14 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.exchange import Exchange, Whole
+from serving.exchange import Exchange, Whole, header_lines
 from serving.problems import Problem
 
 HEAD_MAX_BYTES = 65_536  # of a head that comes in pieces; a single piece is at most four times as long
@@ -117,7 +117,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.keep_alive, self.cycle.more_body = False, True
         self.cycle.message_event.clear()
         framing = [field for field in self.headers if field[0] in (b"content-length", b"transfer-encoding")]
-        return b"POST / HTTP/1.1\r\n" + _lines([(b"connection", b"close"), *framing])
+        return b"POST / HTTP/1.1\r\n" + header_lines([(b"connection", b"close"), *framing]) + b"\r\n"
 
     def _watch(self, length: int) -> None:
         cycle = self.cycle
@@ -172,8 +172,4 @@ class Connection(HttpToolsProtocol):
             (b"x-request-id", request_id.encode()),
             *answer.headers,
         )
-        self.transport.write(STATUS_LINE[answer.status] + _lines(headers) + answer.body)
-
-
-def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n"
+        self.transport.write(STATUS_LINE[answer.status] + header_lines(headers) + b"\r\n" + answer.body)

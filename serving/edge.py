@@ -16,7 +16,7 @@ from msgspec import UNSET
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.admission import CLIENT_LEFT, Admission, ClientLeft, Endpoint
-from serving.exchange import Exchange
+from serving.exchange import Exchange, header_lines
 from serving.problems import Answer
 from serving.protocols import Call
 from serving.service import Service
@@ -80,7 +80,12 @@ class Edge:
                 route, status = await self._forward(scope, receive, send, call, span)
             else:
                 route = lane.route
-                answer, rows = await self._answer(lane, call, receive, exchange)
+                try:
+                    answer, rows = await self._admission.answer(lane, call, receive, exchange)
+                except ClientLeft:
+                    raise
+                except Exception as error:
+                    answer = self.service.refuse(error, call)
                 status = answer.status
                 await _send(send, exchange, answer, call, span)
         except ClientLeft:
@@ -91,9 +96,8 @@ class Edge:
             self._metrics.answered(route, status, seconds)
             model = call.model or self.service.live.release.hash[:12]
             trace_id = span.trace_id if span else UNSET
-            self.service.log.request(
-                call.id, model, call.holder, route, status, round(1000 * seconds, 3), rows, trace_id
-            )
+            ms = round(1e6 * seconds) / 1000  # with digits, `round` would print the number and read it again
+            self.service.log.request(call.id, model, call.holder, route, status, ms, rows, trace_id)
             if span:
                 span.end(route, status)
 
@@ -101,16 +105,6 @@ class Edge:
         """Write and send what waits."""
         self.service.close()
         self._tracing.stop()
-
-    async def _answer(
-        self, endpoint: Endpoint, call: Call, receive: Receive, exchange: Exchange | None
-    ) -> tuple[Answer, int]:
-        try:
-            return await self._admission.answer(endpoint, call, receive, exchange)
-        except ClientLeft:
-            raise
-        except Exception as error:
-            return self.service.refuse(error, call), 0
 
     async def _forward(
         self, scope: Scope, receive: Receive, send: Send, call: Call, span: Span | None
@@ -144,8 +138,8 @@ def _named(call: Call, span: Span | None) -> list[tuple[bytes, bytes]]:
 
 @cache
 def _lines(media_type: bytes) -> bytes:
-    """The headers of every answer of a type, as they stand on the wire."""
-    return b"".join(b"%b: %b\r\n" % header for header in ((b"content-type", media_type), *_SECURITY))
+    """The headers of every answer of a type."""
+    return header_lines(((b"content-type", media_type), *_SECURITY))
 
 
 async def _send(send: Send, exchange: Exchange | None, answer: Answer, call: Call, span: Span | None) -> None:

@@ -6,7 +6,8 @@ scope has as `exchange` does without; where not, or under another server, the me
 """
 
 import asyncio
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
+from functools import lru_cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -18,6 +19,7 @@ class Whole:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._head = b""
+        self.is_closing = transport.is_closing  # asked at each request, and `__getattr__` takes its time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -69,9 +71,17 @@ class Exchange:
         cycle = self._cycle
         if cycle.more_body or cycle.disconnected or cycle.flow.write_paused or not cycle.keep_alive:
             return False
-        own = b"".join([b"%b: %b\r\n" % header for header in cycle.default_headers])
+        own = _header_lines(tuple(cycle.default_headers))
         cycle.response_started = cycle.response_complete = True
         cycle.transport.write_now(b"%b%b%b\r\n%b" % (STATUS_LINE[status], own, lines, body))  # type: ignore[attr-defined]
         cycle.message_event.set()
         cycle.on_response()
         return True
+
+
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as they stand on the wire."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+_header_lines = lru_cache(1)(header_lines)  # the server's own change once a second

@@ -5,7 +5,6 @@ here to do more with a score.
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
@@ -43,8 +42,7 @@ class Entry(Struct):
     columns: Mapping[str, Any] | Raw | UnsetType = UNSET
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Struct):
     """What a client asked, and under which id; `alone` where no other was under way when it came; `inputs` as the
     prediction log has them, once that is made."""
 
@@ -83,11 +81,14 @@ class Live:
         self._desk = desk
         self._source: Source = "challenger" if challenger else "model"
         self._fallback = None if challenger else release.fallback
+        self._contract = release.contract
         self._onnx = release.contract["runtime"] == "onnx"
         workers = 2 if self._onnx else 1  # onnxruntime works beside this thread, scikit-learn hardly
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix=self._source)
         self._free = asyncio.Semaphore(workers)
-        self._was_slow = False  # then it is called in a thread, so that others are answered meanwhile
+        # Whether a few rows take less time than a thread takes to start; where they were slow, others are answered
+        # while a thread is at them.
+        self._inline = self._onnx
         self._batcher = Batcher(self._answer)
         self._encode = msgspec.json.Encoder().encode
         self._warm_up()
@@ -97,11 +98,6 @@ class Live:
         if request.asked.size <= INLINE_ROWS and not (request.alone and self._inline):
             return await self._batcher.ask(request)
         return (await self._answer([request]))[0]
-
-    @property
-    def _inline(self) -> bool:
-        """Whether a few rows take less time than a thread takes to start on them."""
-        return self._onnx and not self._was_slow
 
     async def _answer(self, requests: Sequence[Request]) -> Sequence[Scored | None]:
         columns = self._columns([request.asked for request in requests])
@@ -137,25 +133,25 @@ class Live:
 
     async def _called(self, requests: Sequence[Request], columns: Columns) -> tuple[np.ndarray | None, Reason | None]:
         """Scores that may be given to clients, and what was wrong with the call."""
-        begun, budget_s = perf_counter(), self._desk.settings.model_budget_s
-        rows = sum(request.asked.size for request in requests)
+        begun = perf_counter()
+        rows = len(next(iter(columns.values())))
         try:
             if self._inline and rows <= INLINE_ROWS:
                 scores = self.release.scorer.score(columns)
-                self._was_slow = perf_counter() - begun > budget_s
+                self._inline = in_time = perf_counter() - begun <= self._desk.settings.model_budget_s
             else:
                 parts = _halves(columns, rows) if self._onnx and rows > INLINE_ROWS else [columns]
                 scores = await self._in_threads(requests, parts)
-                self._was_slow = False
+                self._inline, in_time = self._onnx, True
         except TimeoutError:
-            self._was_slow = True
+            self._inline = False
             return None, "slow"
         except Exception as error:
             self._desk.log.line("model failed", "error", model=self.release.hash[:12], **failed(error))
             return None, "raised"
-        if reason := check_scores(scores, self.release.contract):
+        if reason := check_scores(scores, self._contract):
             return None, reason
-        return scores, "slow" if self._was_slow else None
+        return scores, None if in_time else "slow"
 
     async def _in_threads(self, requests: Sequence[Request], parts: Sequence[Columns]) -> np.ndarray:
         """The model's scores, and beside them the rows of the log; TimeoutError once that takes too long."""
@@ -182,10 +178,9 @@ class Live:
         self, requests: Sequence[Request], columns: Columns, scores: np.ndarray, source: Source
     ) -> list[Scored | None]:
         """Count and log what was scored, and cut it into the answers."""
-        contract = self.release.contract
-        threshold = self.release.fallback.threshold if source == "baseline" else contract["threshold"]
+        threshold = self.release.fallback.threshold if source == "baseline" else self._contract["threshold"]
         values = scores.tolist() if scores.shape[1] > 1 else scores[:, 0].tolist()
-        decided = labels(scores, contract, threshold)
+        decided = labels(scores, self._contract, threshold)
         unseen = self.release.inputs.unseen(columns)
         # Behind the answer, where a row is alone.
         asyncio.get_running_loop().call_soon(self._desk.metrics.scored, scores, unseen, source, len(requests))
@@ -196,7 +191,7 @@ class Live:
             asked = request.asked
             part = slice(start, start + asked.size)
             start = part.stop
-            named = [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
+            named = unseen and [(row - part.start, column) for row, column in unseen if part.start <= row < part.stop]
             answers.append(Scored(scores[part], values[part], decided and decided[part], named, source))
             entry = Entry(time, request.id, self.release.hash, source, values[part])
             if asked.columns is None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -41,7 +40,7 @@ class ProblemDocument(Struct, rename={"kind": "type"}):
     kind: str = "about:blank"
 
 
-class Answer(NamedTuple):
+class Answer(Struct):
     """What goes back to the client."""
 
     status: int

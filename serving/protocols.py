@@ -5,8 +5,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -25,8 +24,7 @@ _JSON_TYPES = {"`str`": "`string`", "`int`": "`integer`", "`float`": "`number`",
 _PYTHON = re.compile("|".join(_JSON_TYPES))
 
 
-@dataclass(slots=True)
-class Call:
+class Call(Struct):
     """A request, as far as an answer depends on it; `holder` is whose key it came with, `model` what scored it; `alone`
     where no other was under way when it came; `asked` so that 1,000 rows are freed once they are answered, not before.
     """
@@ -40,7 +38,7 @@ class Call:
     asked: "Asked | None" = None
 
 
-class Asked(NamedTuple):
+class Asked(Struct):
     """The rows of a request, as they came: one by one, or column by column, where the prediction log has of a column
     what `logged` says: the client's own text, or what the array cannot say. And what else the request wishes."""
 
@@ -57,7 +55,7 @@ class Asked(NamedTuple):
         return {name: self.logged.get(name) or column.tolist() for name, column in self.columns.items()}
 
 
-class Scored(NamedTuple):
+class Scored(Struct):
     """What became of them: scores float64 [n, k] (`values` as JSON has them), the decision per row, which categories
     training never saw, and what scored them."""
 
@@ -205,8 +203,8 @@ def converted(given: Any, kind: Any, name: str) -> Any:
 
 def check_media_type(form: Form, headers: Mapping[bytes, bytes]) -> None:
     """Problem where the body is in no form that can be read."""
-    came = headers.get(b"content-type")
-    if came is not None and came.partition(b";")[0].strip().lower() not in form.media_types:
+    came = headers.get(b"content-type", form.media_types[0])
+    if came not in form.media_types and came.partition(b";")[0].strip().lower() not in form.media_types:
         expected = b" or ".join(form.media_types).decode()
         raise Problem(415, f"expected the content type {expected}, got {came[:100].decode('latin-1')}")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":

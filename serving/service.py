@@ -227,7 +227,7 @@ async def _answer(live: Live, form: str, call: Call) -> tuple[Answer, int] | Non
     call.model = live.release.hash[:12]
     answer = live.forms[form].write(call, asked, scored)
     if scored.source != "model":  # not every form has a place for it
-        answer = answer._replace(headers=(*answer.headers, (b"x-source", scored.source.encode())))
+        answer.headers = (*answer.headers, (b"x-source", scored.source.encode()))
     return answer, asked.size
 
 

@@ -109,14 +109,19 @@ class Requests(Collector):
 
 
 class Counted(Collector):
-    """A counter of what something else counts."""
+    """A counter of what something else counts: by the values of its labels, of which it may have none."""
 
-    def __init__(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        self._name, self._meaning, self._value = name, meaning, value
+    def __init__(
+        self, name: str, meaning: str, counts: Callable[[], Mapping[tuple[str, ...], float]], *labels: str
+    ) -> None:
+        self._name, self._meaning, self._counts, self._labels = name, meaning, counts, labels
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """What prometheus_client asks for."""
-        yield CounterMetricFamily(self._name, self._meaning, self._value())
+        counter = CounterMetricFamily(self._name, self._meaning, labels=self._labels)
+        for labels, count in self._counts().items():
+            counter.add_metric(labels, count)
+        yield counter
 
 
 class Metrics:
@@ -133,8 +138,9 @@ class Metrics:
         self._rows = 0
         self.tell_count("serving_rows", "Rows scored", lambda: self._rows)
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        self._answers = counter("serving_answers", "Requests scored, by what scored them", ["source"])
-        self._sources = {name: self._answers.labels(name) for name in SOURCES}
+        self._sources: dict[tuple[str, ...], int] = {(source,): 0 for source in SOURCES}
+        meaning = "Requests scored, by what scored them"
+        registry.register(Counted("serving_answers", meaning, lambda: self._sources, "source"))
         self._unseen = counter("serving_unseen", "Categories that training never saw", ["column"])
         self._refused = counter("serving_refused", "Requests that were refused", ["reason"])
         self._failures = counter("serving_model_failures", "Calls of the model that failed", ["reason"])
@@ -156,7 +162,7 @@ class Metrics:
 
     def tell_count(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Tell what a function returns, which only grows."""
-        self.registry.register(Counted(name, meaning, value))
+        self.registry.register(Counted(name, meaning, lambda: {(): value()}))
 
     def serves(self, release: Release) -> None:
         """Tell of the release that answers from now on."""
@@ -172,7 +178,7 @@ class Metrics:
     def scored(self, scores: np.ndarray, unseen: list[tuple[int, str]], source: str, requests: int) -> None:
         """Count the scores [n, k] of some requests, and unseen categories."""
         self._rows += len(scores)
-        self._sources[source].inc(requests)
+        self._sources[source,] += requests
         self._scores.observe(scores.max(axis=1) if self._several else scores[:, 0])
         for _, column in unseen:
             self._unseen.labels(column).inc()

@@ -119,7 +119,8 @@ def test_a_model_that_hangs_delays_nobody_beyond_its_budget(
     bundle, go = made("binary-onnx"), threading.Event()
     service = Service(bundle, SERVING_MODEL_BUDGET_S="0.1", SERVING_BREAKER_WINDOW="10")
     if name == "binary-sklearn":
-        service.edge.service.live._onnx = False  # in a thread, as scikit-learn is
+        live = service.edge.service.live
+        live._onnx = live._inline = False  # in a thread, as scikit-learn is
     rows = bundle.rows(1) * (1 if name == "binary-sklearn" else 201)  # ONNX is called in a thread for many rows
 
     def score(columns: Any) -> Any:
@@ -261,7 +262,7 @@ def test_a_request_alone_waits_for_no_batch_but_where_the_model_was_slow(
     monkeypatch.setattr(live._batcher, "ask", ask)
     assert asyncio.run(live.score(Request("alone", asked, alone=True))) is not None
     asyncio.run(live.score(Request("one of several", asked)))
-    monkeypatch.setattr(live, "_was_slow", True)
+    monkeypatch.setattr(live, "_inline", False)
     asyncio.run(live.score(Request("alone with a slow model", asked, alone=True)))
     assert batched == ["one of several", "alone with a slow model"]
 

@@ -145,7 +145,7 @@ def test_lock_satisfies_every_declared_dependency() -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(("room", "most"), [("src/", 3459), ("flows/", 2710), ("serving/", 3060)])
+@pytest.mark.parametrize(("room", "most"), [("src/", 3459), ("flows/", 2710), ("serving/", 3051)])
 def test_each_room_is_small_enough_to_read(room: str, most: int) -> None:
     """The goal is 4,000 for all of it: docs/decisions.md tells why it is missed. Growth is a change of this line."""
     code = [n for n in tracked() if n.endswith(".py") and n.startswith(room)]

@@ -18,7 +18,7 @@ from prefect import flow
 from flows import server
 from flows.ingest import ingest_next
 from flows.repro import dvc, inspected, log_missing
-from flows.stage import artifact, run, say
+from flows.stage import artifact, io, run, say
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def notice(flow: Any, flow_run: "FlowRun", state: "State[Any]") -> None:
 
     if name := flow_run.parameters.get("notify"):
         body = f"{flow.name}, run {flow_run.name}: {state.name}: {state.message}\n{flow_run.id}"
-        block: Any = Block.load(name)
-        block.notify(body, subject=f"{flow.name} went wrong")
+        block: Any = io(Block.load)(name)
+        io(block.notify)(body, subject=f"{flow.name} went wrong")
 
 
 @flow(on_failure=[notice], on_crashed=[notice])

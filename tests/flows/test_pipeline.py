@@ -151,6 +151,9 @@ def test_a_schedule_takes_in_data_reports_and_tells_of_failures(project, webhook
     assert {child["state_type"] for child in children} == {"COMPLETED", "FAILED"}
     pages = project.api("artifacts", artifacts={"key": {"any_": ["report"]}})
     assert [page["data"] for page in pages] == ["# 2013-01 2013-02 2013-03"]
+    told = [notice["body"].splitlines()[-1] for notice in received]
+    assert len(told) == len(set(told))
+    assert set(told) <= {run["id"] for run in ended("FAILED")}
     [notice] = of_the_first_failure()
     assert runs[1]["id"] in notice["body"]
     assert notice["subject"] == "pipeline went wrong"
